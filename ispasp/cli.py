@@ -1,0 +1,220 @@
+"""The command line: ``python -m ispasp prune|blocks|models``.
+
+What a script reads goes to standard output; progress and errors go to standard error. The exit
+status is 0, or 2 when what was given cannot be used, or 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ispasp import data, find_blocks, runs, selectors, zoo
+from ispasp.errors import ISpaSPError, SettingError
+from ispasp.onnx_export import export_onnx
+from ispasp.records import Event, Finished, Iteration, Progress
+from ispasp.result import PruneResult
+from ispasp.runs import RunSaved, RunSettings
+from ispasp.settings import RECONSTRUCTIONS, check_keep
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except ISpaSPError as error:
+        print(f"ispasp: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ispasp: interrupted; nothing was saved.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ispasp", description="Structured pruning with i-SpaSP.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    prune = commands.add_parser("prune", help="prune a sample model, measure it, save it")
+    prune.set_defaults(command=_prune)
+    prune.add_argument("model", help="a sample model; see: python -m ispasp models")
+    defaults = RunSettings(zoo.names()[0])
+    prune.add_argument(
+        "--keep", default=str(defaults.keep), help="fraction to keep, above 0 and up to 1 (%(default)s)"
+    )
+    prune.add_argument(
+        "--keep-block",
+        action="append",
+        default=[],
+        metavar="BLOCK=KEEP",
+        help="another fraction for one block",
+    )
+    prune.add_argument(
+        "--selector", default=defaults.selector, help=f"one of: {', '.join(selectors.names())}"
+    )
+    prune.add_argument(
+        "--reconstruct", default=defaults.reconstruct, help=f"one of: {', '.join(RECONSTRUCTIONS)}"
+    )
+    for name, what in (
+        ("multiple", "round kept groups to multiples of this; 1 for the paper's exact counts"),
+        ("iterations", "most iterations per block"),
+        ("samples", "calibration images"),
+        ("seed", "draws the calibration images"),
+    ):
+        prune.add_argument(f"--{name}", default=str(getattr(defaults, name)), help=f"{what} (%(default)s)")
+    prune.add_argument("--candidate-factor", default="2", help="candidates per kept group (%(default)s)")
+    prune.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
+    prune.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the run (a new one in the runs folder)"
+    )
+    prune.add_argument("--onnx", action="store_true", help="also export model.onnx into the run's folder")
+    prune.add_argument("--json", action="store_true", help="print one JSON object")
+
+    blocks = commands.add_parser("blocks", help="what can be pruned in a model, and why the rest cannot")
+    blocks.set_defaults(command=_blocks)
+    blocks.add_argument("model")
+    blocks.add_argument("--json", action="store_true", help="print one JSON object")
+
+    models = commands.add_parser("models", help="the sample models")
+    models.set_defaults(command=_models)
+    models.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _number(name: str, text: str, kind: type[int] | type[float]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        words = "a whole number" if kind is int else "a number"
+        raise SettingError(f"{name} is {text!r}; give {words}.") from None
+
+
+def _run_settings(options: argparse.Namespace) -> RunSettings:
+    by_block = {}
+    for given in options.keep_block:
+        name, equals, keep = given.partition("=")
+        if not equals:
+            raise SettingError(f"--keep-block is {given!r}; give BLOCK=KEEP, such as layer1.0.conv1=0.3.")
+        by_block[name] = check_keep(_number(f"keep of block {name}", keep, float), f"keep of block {name}")
+    return RunSettings(
+        model=options.model,
+        keep=_number("keep", options.keep, float),
+        keep_by_block=by_block,
+        selector=options.selector,
+        reconstruct=options.reconstruct,
+        multiple=_number("multiple", options.multiple, int),
+        candidate_factor=_number("candidate_factor", options.candidate_factor, float),
+        iterations=_number("iterations", options.iterations, int),
+        samples=_number("samples", options.samples, int),
+        seed=_number("seed", options.seed, int),
+        device=options.device,
+    )
+
+
+def _prune(options: argparse.Namespace) -> None:
+    settings = _run_settings(options)
+    result, path = _watch(runs.execute(settings, runs.default_folder(), options.out))
+    report = result.report
+    summary: dict[str, Any] = {
+        "model": settings.model,
+        "keep": settings.keep,
+        "keep_by_block": settings.keep_by_block,
+        "seed": settings.seed,
+        **{name: report[name] for name in ("device", "seconds")},
+        **{
+            f"{what}_{when}": report[f"{what}_{when}"]
+            for what in ("params", "macs", "accuracy")
+            for when in ("before", "after")
+        },
+        "agreement": report["agreement"],
+        "blocks": report["blocks"],
+        "out": str(path),
+    }
+    if options.onnx:
+        print("exporting to ONNX", file=sys.stderr)
+        card = zoo.card(settings.model)
+        test = data.batches(data.sample_images(card.dataset, "test"), card.mean, card.std)
+        exported = export_onnx(
+            result.model.cpu(), test[0][0][:2], path / "model.onnx", batches=test
+        ).as_dict()
+        summary["onnx"] = {name: exported[name] for name in ("path", "max_abs_diff", "max_rel_diff")}
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        _print_summary(summary)
+
+
+def _watch(events: Iterable[Event | RunSaved]) -> tuple[PruneResult, Path]:
+    """Follow a run with a progress bar on standard error."""
+    result, path = None, None
+    with tqdm(
+        total=1.0, bar_format="{percentage:3.0f}% |{bar}| {elapsed}<{remaining} {desc}", file=sys.stderr
+    ) as bar:
+        for event in events:
+            match event:
+                case Progress():
+                    bar.set_description_str(event.doing, refresh=False)
+                    bar.update(max(0.0, event.done - bar.n))
+                case Iteration():
+                    text = f"{event.block}, iteration {event.t}, residual {event.relative_residual:.3f}"
+                    bar.set_description_str(text)
+                case Finished():
+                    result = event.result
+                case RunSaved():
+                    path = event.path
+    assert result is not None and path is not None
+    return result, path
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    def percent(value: float | None) -> str:
+        return "unknown" if value is None else f"{value:.1%}"
+
+    print(f"{'block':24} {'kept':>11} {'iterations':>10} {'residual':>9} {'drift':>9}")
+    for block in summary["blocks"]:
+        kept = f"{block['kept']} of {block['groups']}"
+        row = f"{block['name']:24} {kept:>11} {block['iterations']:>10}"
+        print(f"{row} {block['relative_residual']:>9.4f} {block['drift']:>9.4f}")
+    print()
+    print(f"{'':12} {'dense':>14} {'pruned':>14}")
+    for name, what in (("params", "parameters"), ("macs", "MACs")):
+        print(f"{what:12} {summary[f'{name}_before']:>14,} {summary[f'{name}_after']:>14,}")
+    print(
+        f"{'accuracy':12} {percent(summary['accuracy_before']):>14} {percent(summary['accuracy_after']):>14}"
+    )
+    print(f"{'agreement':12} {'':>14} {percent(summary['agreement']):>14}")
+    print(f"\n{summary['seconds']:.1f} s on {summary['device']}; saved to {summary['out']}")
+    if "onnx" in summary:
+        onnx = summary["onnx"]
+        print(f"{onnx['path']}: largest difference from torch {onnx['max_abs_diff']:.1e}")
+
+
+def _blocks(options: argparse.Namespace) -> None:
+    card = zoo.card(options.model)
+    found = find_blocks(zoo.load(options.model), torch.zeros(2, *card.input_shape))
+    if options.json:
+        print(json.dumps({"model": options.model, "blocks": [dataclasses.asdict(block) for block in found]}))
+        return
+    for block in found:
+        says = f"-> {', '.join(block.consumers)}" if block.prunable else f"not prunable: {block.reason}"
+        print(f"{block.name:24} {block.groups:>5} {block.kind}s  {says}")
+
+
+def _models(options: argparse.Namespace) -> None:
+    cards = [zoo.card(name) for name in zoo.names()]
+    if options.json:
+        print(json.dumps({"models": [dataclasses.asdict(card) for card in cards]}))
+        return
+    for card in cards:
+        print(
+            f"{card.name:20} {card.parameters:>10,} parameters  accuracy {card.accuracy_test:.1%}  {card.data}"
+        )

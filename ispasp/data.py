@@ -1,0 +1,198 @@
+"""The images that ship with the sample models, and batches made of them."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources.abc import Traversable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ispasp.errors import CalibrationError, SettingError, listing
+from ispasp.shipped import damaged, read_shipped
+
+DATASETS = ("cifar10", "mnist")
+SPLITS = ("calibration", "test")
+_MEMBER = re.compile(r"(?P<split>[a-z]+)/(?P<label>\w+)/\d+\.(jpg|png)")
+_CHANNELS = {"L": 1, "RGB": 3}
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled images of one size.
+
+    Attributes:
+        images: (N, C, H, W) uint8, N >= 1.
+        labels: (N,) int64, positions in ``classes``.
+        classes: class names.
+
+    Raises:
+        CalibrationError: shapes or types are others, or a label names no class.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) == 0:
+            raise CalibrationError(
+                f"Got images of shape {tuple(self.images.shape)} and type {self.images.dtype}: "
+                "give at least one, as (N, C, H, W) uint8."
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise CalibrationError(
+                f"Got labels of shape {tuple(self.labels.shape)} and type {self.labels.dtype} for "
+                f"{len(self.images)} images: give one int64 label for each."
+            )
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.classes):
+            raise CalibrationError(
+                f"Got labels from {int(self.labels.min())} to {int(self.labels.max())} for "
+                f"{len(self.classes)} classes: give positions in the list of classes."
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def sample_images(dataset: str, split: str, folder: Traversable | None = None) -> Images:
+    """The shipped images of a data set: 512 to calibrate with, 1,000 to test with.
+
+    They come one class after the other in turn, so that any prefix holds each class equally
+    often, give or take one. Classes are in alphabetical order, which is that of the sample
+    models' outputs.
+
+    Args:
+        dataset: one of ``DATASETS``.
+        split: ``"calibration"`` (training images) or ``"test"``.
+        folder: where ``data/<dataset>.zip`` lies; the shipped ``sample_models`` by default.
+
+    Raises:
+        SettingError: the data set or split is unknown.
+        ModelError: the archive is missing or damaged.
+    """
+    if dataset not in DATASETS:
+        raise SettingError(f"Unknown data set {dataset!r}: choose one of {listing(DATASETS)}.")
+    if split not in SPLITS:
+        raise SettingError(f"Unknown split {split!r}: choose one of {listing(SPLITS)}.")
+    file = f"data/{dataset}.zip"
+    content = read_shipped(file, folder)
+    try:
+        return _decode(content, split)
+    # What zipfile and PIL raise on damaged input; UnidentifiedImageError is an OSError.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        Image.DecompressionBombError,
+        CalibrationError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        SyntaxError,
+        ValueError,
+    ) as error:
+        raise damaged(file, error) from error
+
+
+def batches(
+    images: Images, mean: Sequence[float], std: Sequence[float], batch_size: int = 64
+) -> list[tuple[Tensor, Tensor]]:
+    """Normalised batches in the order of ``images``; the last may be smaller.
+
+    Args:
+        images: N images of C channels.
+        mean: C values, of pixels in [0, 1]; subtracted.
+        std: C values above 0; divided by.
+        batch_size: images per batch, at least 1.
+
+    Returns:
+        Pairs of (n, C, H, W) float32 and (n,) int64.
+
+    Raises:
+        SettingError: ``batch_size`` is not a whole number from 1, or ``mean`` or ``std`` do not
+            have one (for ``std`` positive) value per channel.
+    """
+    _check_whole("batch_size", batch_size, lowest=1)
+    channels = images.images.shape[1]
+    if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
+        raise SettingError(
+            f"Got mean {tuple(mean)} and std {tuple(std)} for images of {channels} channel(s): "
+            "give one value per channel, and only positive ones as std."
+        )
+    shift = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
+    scale = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+    return [
+        ((pixels.float() / 255 - shift) / scale, labels)
+        for pixels, labels in zip(
+            images.images.split(batch_size), images.labels.split(batch_size), strict=True
+        )
+    ]
+
+
+def choose(images: Images, samples: int, seed: int) -> Images:
+    """A random subset without replacement, in the order of ``images``.
+
+    The same seed always gives the same subset, and a smaller one is part of a larger one.
+
+    Args:
+        images: N images.
+        samples: how many to take, 1 to N.
+        seed: 0 or a positive whole number below 2**63.
+
+    Raises:
+        SettingError: ``samples`` or ``seed`` is out of its range or not a whole number.
+    """
+    _check_whole("samples", samples, lowest=1, highest=len(images))
+    _check_whole("seed", seed, lowest=0, highest=2**63 - 1)
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(images), generator=generator)[:samples].sort().values
+    return Images(images.images[index], images.labels[index], images.classes)
+
+
+def _check_whole(name: str, value: object, lowest: int, highest: int | None = None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < lowest or (highest is not None and value > highest):  # type: ignore[operator]
+        accepted = f"from {lowest} to {highest}" if highest is not None else f"from {lowest}"
+        raise SettingError(f"Got {name} = {value!r}: give a whole number {accepted}.")
+
+
+def _decode(content: bytes, split: str) -> Images:
+    """Decode one split, in memory: no member's path is ever used as a path.
+
+    Raises:
+        ValueError: the archive does not hold what it should; or what zipfile and PIL raise.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: _MEMBER.fullmatch(name) for name in archive.namelist()}
+        foreign = [name for name, match in members.items() if match is None]
+        if foreign:
+            raise ValueError(f"{foreign[0]!r} is not named split/class/number.jpg or .png")
+        labelled = [(name, match["split"], match["label"]) for name, match in members.items() if match]
+        # Over all splits, so that a label means the same in each.
+        classes = tuple(sorted({label for _, _, label in labelled}))
+        wanted = [(name, label) for name, found, label in labelled if found == split]
+        if not wanted:
+            raise ValueError(f"it has no {split} images")
+        pixels = _stack([archive.read(name) for name, _ in wanted])
+    labels = torch.tensor([classes.index(label) for _, label in wanted], dtype=torch.int64)
+    return Images(pixels, labels, classes)
+
+
+def _stack(encoded: list[bytes]) -> Tensor:
+    """(N, C, H, W) uint8 from JPEG or PNG files of one size, all grey or all RGB."""
+    arrays: list[np.ndarray] = []
+    first: tuple[tuple[int, int], str] | None = None
+    for content in encoded:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+            first = first or (image.size, image.mode)
+            if (image.size, image.mode) != first or image.mode not in _CHANNELS:
+                raise ValueError(f"a {image.size} {image.mode} image lies among {first[0]} {first[1]} ones")
+            arrays.append(np.array(image).reshape(image.height, image.width, _CHANNELS[image.mode]))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,98 @@
+"""Measure a model: accuracy, agreement with the dense model, parameters, multiply-adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from ispasp.calibration import Batch
+from ispasp.errors import ModelError
+
+
+def first_tensor(output: object) -> Tensor:
+    """The logits of a model that returns a tensor, a tuple, a dict or a model-output object.
+
+    Raises:
+        ModelError: there is no tensor in the output.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(logits := getattr(output, "logits", None), Tensor):
+        return logits
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            return leaf
+    raise ModelError(f"The model returns a {type(output).__name__} without a tensor; it must return logits.")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter; the CPU when it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def forward(model: nn.Module, batch: Batch) -> Tensor:
+    """First output tensor of ``model`` for one batch, computed on the model's device."""
+    moved = batch.to(device_of(model))
+    return first_tensor(model(*moved.inputs, **moved.keywords))
+
+
+def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
+    """Top-1 class (N,) of each batch, on the CPU; the model should be in eval mode."""
+    for batch in batches:
+        yield forward(model, batch).argmax(-1).cpu()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Dense against pruned predictions over the same examples.
+
+    Attributes:
+        examples: how many.
+        accuracy_before: top-1 accuracy of the dense model in [0, 1]; None without labels.
+        accuracy_after: the same of the pruned model.
+        agreement: share of examples for which both predict the same class.
+    """
+
+    examples: int
+    accuracy_before: float | None
+    accuracy_after: float | None
+    agreement: float
+
+
+def compare(before: Sequence[Tensor], after: Sequence[Tensor], batches: Sequence[Batch]) -> Comparison:
+    """Compare top-1 predictions (one (N,) tensor per batch) of the dense and the pruned model."""
+    dense, pruned = torch.cat([p.flatten() for p in before]), torch.cat([p.flatten() for p in after])
+    labelled = all(batch.labels is not None and batch.labels.ndim == 1 for batch in batches)
+    accuracy_before = accuracy_after = None
+    if labelled:
+        labels = torch.cat([batch.labels.cpu() for batch in batches if batch.labels is not None])
+        if len(labels) == len(dense):
+            accuracy_before = (dense == labels).double().mean().item()
+            accuracy_after = (pruned == labels).double().mean().item()
+    agreement = (dense == pruned).double().mean().item()
+    return Comparison(len(dense), accuracy_before, accuracy_after, agreement)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters; buffers are not counted."""
+    return sum(p.numel() for p in model.parameters())
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, batch: Batch) -> int:
+    """Multiply-adds (MACs) of one example: convolutions and matrix products, half of torch's FLOPs."""
+    example = batch.first(1).to(device_of(model))
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(*example.inputs, **example.keywords)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,149 @@
+"""Trace a model into one graph of operations.
+
+``torch.export`` keeps operations whole (convolution, batch norm, linear) and names parameters after
+their modules, so that what is learnt about the graph can be carried back to the ``nn.Module``.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+
+from ispasp.calibration import Batch
+from ispasp.errors import ModelError
+
+aten = torch.ops.aten
+CONVOLUTIONS = {aten.conv2d.default, aten.conv2d.padding}
+CONSUMERS = {*CONVOLUTIONS, aten.linear.default}
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as a list of operations in execution order.
+
+    Attributes:
+        model: the traced module, in eval mode; parameters are looked up in it by name.
+        nodes: placeholders, operations and the output, in execution order.
+        fixed: parameter, buffer or constant of every ``get_attr`` node.
+        last_used: for each node, the nodes whose values nobody reads afterwards.
+        fixed_batch: the batch size that the model insists on, or None where any will do.
+    """
+
+    model: nn.Module
+    nodes: tuple[fx.Node, ...]
+    fixed: dict[fx.Node, Tensor]
+    last_used: dict[fx.Node, tuple[fx.Node, ...]]
+    fixed_batch: int | None
+
+    def cost(self, node: fx.Node) -> float:
+        """Rough work of one node for one example, in multiply-adds; used for progress only."""
+        value = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(value, Tensor):
+            return 0.0
+        elements = float(math.prod(size for size in value.shape[1:] if isinstance(size, int)))
+        if node.target in CONSUMERS:
+            weight = node.args[1]
+            if isinstance(weight, fx.Node) and weight in self.fixed:
+                elements *= self.fixed[weight][0].numel()
+        return elements
+
+
+def trace(model: nn.Module, example: Batch) -> Traced:
+    """Trace ``model`` on ``example``, with a dynamic batch dimension.
+
+    The model must be in eval mode and on the device of the example.
+
+    Raises:
+        ModelError: torch.export cannot trace it; the message carries the cause's first line.
+    """
+    # One example would be specialised into a constant batch size.
+    if len(example) == 1:
+        example = Batch(
+            tuple(torch.cat([t, t]) for t in example.inputs),
+            {name: torch.cat([t, t]) for name, t in example.keywords.items()},
+        )
+    shapes: tuple[Any, ...] = tuple({0: Dim.AUTO} for _ in example.inputs)
+    keyword_shapes = {name: {0: Dim.AUTO} for name in example.keywords}
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    # The fast path would hide a transformer layer's operations in a single one.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(
+                model,
+                example.inputs,
+                example.keywords,
+                dynamic_shapes=_named_shapes(model, shapes, keyword_shapes),
+            )
+    except Exception as error:  # torch.export raises many types; all of them mean the same to a user
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{type(model).__name__} cannot be traced by torch.export on inputs of shape "
+            f"{', '.join(str(tuple(t.shape)) for t in example.tensors)}: {cause}. "
+            "Give inputs that its forward accepts; data-dependent control flow must be removed."
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    module = exported.module()
+    nodes = tuple(
+        node
+        for node in module.graph.nodes
+        # torch.export adds a call that checks input shapes; calibration.read has done that.
+        if not (node.op == "call_module" and node.target == "_guards_fn")
+    )
+    named = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    fixed = {
+        node: named[node.target] if node.target in named else _attribute(module, node.target)
+        for node in nodes
+        if node.op == "get_attr"
+    }
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    size = placeholders[0].meta["val"].shape[0] if placeholders else None
+    return Traced(
+        model=model,
+        nodes=tuple(node for node in nodes if node.op != "get_attr"),
+        fixed=fixed,
+        last_used=_last_used(nodes),
+        fixed_batch=size if isinstance(size, int) else None,
+    )
+
+
+def _named_shapes(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """torch.export wants one tuple for positional inputs and one dict where keywords are given."""
+    if not keywords:
+        return positional
+    if not positional:
+        return keywords
+    names = list(_parameter_names(model))
+    return dict(zip(names, positional, strict=False)) | keywords
+
+
+def _parameter_names(model: nn.Module) -> list[str]:
+    code = type(model).forward.__code__
+    return list(code.co_varnames[1 : code.co_argcount])
+
+
+def _attribute(module: nn.Module, name: str) -> Tensor:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _last_used(nodes: tuple[fx.Node, ...]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    seen: set[fx.Node] = set()
+    freed: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for node in reversed(nodes):
+        operands = {n for n in (*node.all_input_nodes, node) if n.op != "get_attr" and n.op != "output"}
+        freed[node] = tuple(operands - seen)
+        seen |= operands
+    return freed

@@ -1,0 +1,232 @@
+"""Time a dense and a pruned ONNX file against each other in onnxruntime, with an honest interval.
+
+Two things spoil such a comparison. Load from elsewhere drifts while it runs: so both models are called
+in turns, and the interval resamples blocks of consecutive pairs. And where a session's weights lie in
+memory shifts its time by up to 2 % for as long as it lives (the same file measured against itself with
+one pair of sessions: its interval held 1 in 9 of 20 runs): so the sessions are opened anew for each of
+several rounds, and the interval resamples the rounds as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import onnxruntime
+
+from ispasp.errors import ExportError, SettingError, listing
+from ispasp.parity import PROVIDER, open_session, reason, session_batch
+from ispasp.records import Progress
+
+_REPORT_EVERY = 0.05  # seconds between two Progress records
+_MOST_PAIRS = 2_000  # per round: beyond it the memory of the bootstrap grows and the interval does not shrink
+_CHUNK = 2_000_000  # resampled pairs held in memory at once
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time of one call in milliseconds, over all pairs: the median and the 95th percentile."""
+
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Dense against pruned.
+
+    Attributes:
+        batch: examples per call.
+        threads: intra-op threads of onnxruntime.
+        provider: onnxruntime's execution provider.
+        pairs: number of timed pairs, one call of each model.
+        rounds: number of times that both sessions were opened anew.
+        dense, pruned: time per call.
+        ratio: median of dense over median of pruned; above 1 the pruned model is faster.
+        ratio_low, ratio_high: 95 % bootstrap interval of the ratio over rounds and blocks of pairs.
+    """
+
+    batch: int
+    threads: int
+    provider: str
+    pairs: int
+    rounds: int
+    dense: Timing
+    pruned: Timing
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+    @property
+    def verdict(self) -> str:
+        """In words: ``"1.62x faster [1.55, 1.70]"``, ``"slower: 0.90x [0.88, 0.92]"``, or ``"no measurable
+        difference [0.98, 1.03]"`` where the interval, rounded as it is shown, holds 1."""
+        low, high = round(self.ratio_low, 2), round(self.ratio_high, 2)
+        interval = f"[{low:.2f}, {high:.2f}]"
+        if low <= 1 <= high:
+            return f"no measurable difference {interval}"
+        return f"{self.ratio:.2f}x faster {interval}" if low > 1 else f"slower: {self.ratio:.2f}x {interval}"
+
+    def as_dict(self) -> dict[str, object]:
+        """All fields and the verdict, ready for JSON."""
+        return asdict(self) | {"verdict": self.verdict}
+
+
+def compare_latency(
+    dense_path: str | os.PathLike[str],
+    pruned_path: str | os.PathLike[str],
+    inputs: object,
+    *,
+    threads: int = 1,
+    seconds: float = 4.0,
+    rounds: int = 10,
+    pairs_at_least: int = 30,
+    warm_up: int = 2,
+    seed: int = 0,
+) -> Iterator[Progress | LatencyReport]:
+    """Time both files on the CPU, in turns, and yield Progress and at last the LatencyReport.
+
+    Each round opens both sessions, warms them up, and times pairs of calls (dense, pruned), (pruned,
+    dense), ... The first round lasts ``seconds / rounds``; the others time as many pairs. Nothing else
+    runs between two steps, so the caller may stop between any two; errors arise at the first steps.
+
+    Args:
+        inputs: one batch for both models: a tensor, a tuple of tensors, or a dict of keyword tensors.
+        threads: intra-op threads of each session.
+        seconds: time spent in timed calls, roughly; opening and warming up come on top of it.
+        rounds: at least 2; below 8 the interval is too narrow to be trusted.
+        pairs_at_least: timed even where ``seconds`` are over, and rounded up to whole rounds.
+        warm_up: calls of each new session that are not timed.
+        seed: of the bootstrap.
+
+    Raises:
+        SettingError: ``threads``, ``seconds``, ``rounds``, ``pairs_at_least`` or ``warm_up`` is out of range.
+        ExportError: a file is missing or damaged, or does not run on ``inputs``.
+    """
+    for name, value, least in (
+        ("threads", threads, 1),
+        ("rounds", rounds, 2),
+        ("pairs_at_least", pairs_at_least, 1),
+        ("warm_up", warm_up, 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise SettingError(f"{name} is {value!r}; it must be a whole number of {least} or more.")
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise SettingError(f"seconds is {seconds!r}; it must be a positive number, e.g. 4.")
+    measured: list[np.ndarray] = []
+    batch = 0
+    for number in range(rounds):
+        doing = f"measuring latency, round {number + 1} of {rounds}"
+        yield Progress(number / rounds, doing)
+        calls: dict[int, _Call] = {}
+        for side in _order(number):  # the second one opened finds another memory than the first
+            calls[side] = _Call((dense_path, pruned_path)[side], inputs, threads)
+            yield Progress(number / rounds, doing)
+        if calls[0].names != calls[1].names:
+            raise ExportError(
+                f"{dense_path} reads {listing(calls[0].names)}, {pruned_path} reads {listing(calls[1].names)}; "
+                "give two files of one model."
+            )
+        batch = calls[0].batch
+        for side in (0, 1) * warm_up:
+            calls[side].nanoseconds()
+            yield Progress(number / rounds, doing)
+        pairs = len(measured[0]) if measured else None
+        least = pairs or math.ceil(pairs_at_least / rounds)
+        budget = 0.0 if pairs else seconds / rounds * 1e9  # nanoseconds
+        times: list[tuple[int, int]] = []
+        spent = 0
+        told = time.perf_counter()
+        while len(times) < least or (spent < budget and len(times) < _MOST_PAIRS):
+            pair = {side: calls[side].nanoseconds() for side in _order(len(times) + number // 2)}
+            times.append((pair[0], pair[1]))
+            spent += pair[0] + pair[1]
+            if time.perf_counter() - told > _REPORT_EVERY:
+                within = min(1.0, len(times) / least if pairs else spent / budget)
+                yield Progress((number + within) / rounds, doing)
+                told = time.perf_counter()
+        measured.append(np.array(times, dtype=np.float64))
+        calls.clear()  # free this round's memory before the next one opens its sessions
+    yield Progress(1.0, "computing the interval")
+    yield _report(np.stack(measured) / 1e6, batch, threads, seed)
+
+
+def _order(number: int) -> tuple[int, int]:
+    return (0, 1) if number % 2 == 0 else (1, 0)
+
+
+class _Call:
+    """A fresh session with its inputs."""
+
+    def __init__(self, path: str | os.PathLike[str], inputs: object, threads: int) -> None:
+        self.path = path
+        self.session: onnxruntime.InferenceSession = open_session(path, threads=threads)
+        batch, self.feed = session_batch(self.session, inputs)
+        self.batch = len(batch)
+        self.names = list(self.feed)
+
+    def nanoseconds(self) -> int:
+        begin = time.perf_counter_ns()
+        try:
+            self.session.run(None, self.feed)
+        except Exception as error:
+            raise ExportError(
+                f"{self.path} does not run on these inputs: {reason(error)}. Give inputs like those it was "
+                "exported with."
+            ) from error
+        return time.perf_counter_ns() - begin
+
+
+def _report(times: np.ndarray, batch: int, threads: int, seed: int) -> LatencyReport:
+    """The figures of times (rounds, pairs, 2) in milliseconds."""
+    flat = times.reshape(-1, 2)
+    medians = np.median(flat, axis=0)
+    tails = np.percentile(flat, 95, axis=0)
+    low, high = ratio_interval(times, seed)
+    return LatencyReport(
+        batch=batch,
+        threads=threads,
+        provider=PROVIDER,
+        pairs=len(flat),
+        rounds=len(times),
+        dense=Timing(float(medians[0]), float(tails[0])),
+        pruned=Timing(float(medians[1]), float(tails[1])),
+        ratio=float(medians[0] / medians[1]),
+        ratio_low=low,
+        ratio_high=high,
+    )
+
+
+def ratio_interval(times: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+    """95 % interval of median(dense) / median(pruned) by a bootstrap in two stages.
+
+    Each resample draws rounds with replacement, and within each drawn round blocks of consecutive pairs
+    (circular, as long as the square root of the round), so that pairs that share a disturbance stay
+    together. Percentile interval.
+
+    Args:
+        times: (rounds, pairs, 2), dense and pruned, any unit.
+        seed: of the draws.
+        resamples: number of resamples.
+    """
+    rounds, pairs, _ = times.shape
+    generator = np.random.default_rng(seed)
+    length = max(1, round(math.sqrt(pairs)))
+    blocks = math.ceil(pairs / length)
+    flat = times.reshape(-1, 2)
+    ratios = []
+    chunk = max(1, _CHUNK // (rounds * pairs))
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        drawn = generator.integers(rounds, size=(count, rounds, 1))
+        starts = generator.integers(pairs, size=(count, rounds, blocks, 1))
+        within = (starts + np.arange(length)) % pairs
+        index = drawn * pairs + within.reshape(count, rounds, -1)[:, :, :pairs]
+        middle = np.median(flat[index.reshape(count, -1)], axis=1)
+        ratios.append(middle[:, 0] / middle[:, 1])
+    low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])
+    return float(low), float(high)

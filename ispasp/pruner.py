@@ -1,0 +1,349 @@
+"""Prune a whole model: one pass over its graph, block after block, each step an event.
+
+Every block sees the inputs that the already pruned network gives it, as in the paper.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ispasp import blocks as block_finding
+from ispasp import calibration as calibration_data
+from ispasp import device as devices
+from ispasp import evaluate, selectors, statistics, surgery
+from ispasp.algorithm import SelectorSettings, candidate_count
+from ispasp.calibration import Batch
+from ispasp.errors import CalibrationError, ModelError, SettingError, listing
+from ispasp.graph import Traced, trace
+from ispasp.records import Block, BlockPruned, BlockStarted, Event, Finished, Iteration, Progress, Started
+from ispasp.result import PruneResult
+from ispasp.settings import PruneSettings, check_keep, groups_to_keep
+from ispasp.stream import Stream, masked_forward
+
+SAMPLE_EXAMPLES = 4  # examples of each hidden representation that an inspector can show
+CHECKED_EXAMPLES = 16  # examples on which masked and sliced model are compared
+PROGRESS_SECONDS = 0.05  # a Progress event at most this often
+
+
+def prune(
+    model: nn.Module, calibration: Iterable[Any], keep: float | Mapping[str, float] = 0.5, **options: Any
+) -> PruneResult:
+    """Prune ``model`` and return the smaller model with a record of how it came about.
+
+    ``selector="ispasp", reconstruct="none", multiple=1`` is Algorithm 1 of Wolfe & Kyrillidis (2022).
+
+    Args:
+        model: any module that torch.export can trace; it is not changed.
+        calibration: batches (see ``ispasp.calibration``); a few hundred unlabelled examples do.
+        keep: kept fraction in (0, 1], or a fraction per block name (other blocks are left alone).
+        **options: as in ``iterate``.
+
+    Raises:
+        SettingError, CalibrationError, ModelError, DeviceError: what was given cannot be used.
+        SurgeryError: the sliced model does not compute what the masked one does.
+    """
+    for event in iterate(model, calibration, keep, **options):
+        if isinstance(event, Finished):
+            return event.result
+    raise AssertionError("iterate ends with Finished")
+
+
+def iterate(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    keep: float | Mapping[str, float] = 0.5,
+    *,
+    selector: str = "ispasp",
+    reconstruct: str = "none",
+    multiple: int = 8,
+    candidate_factor: float = 2.0,
+    iterations: int = 20,
+    blocks: Iterable[str] | None = None,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    evaluation: Iterable[Any] | None = None,
+    source: str = "",
+) -> Iterator[Event]:
+    """The same as ``prune``, step by step: yields events and can be stopped between any two.
+
+    Settings are checked at the call, before the first event is asked for. The events are one
+    ``Started``; for each block ``BlockStarted``, its ``Iteration`` records and ``BlockPruned``;
+    ``Progress`` in between; ``Finished`` with the result at the end.
+
+    Args:
+        model, calibration, keep: as in ``prune``.
+        selector: which way to choose groups; see ``ispasp.selectors.names()``.
+        reconstruct: what to do with the consumer's weights afterwards; ``"none"`` leaves them.
+        multiple: kept groups are rounded to multiples of this; 1 for the paper's exact counts.
+        candidate_factor: c, candidates per kept group (2 in the paper).
+        iterations: most iterations per block (20 in the paper); it stops earlier at the fixed point.
+        blocks: names of the blocks to prune; all prunable ones by default.
+        device: ``"auto"`` (CUDA, then MPS, then CPU), or a device's name.
+        seed: for selectors that draw at random.
+        evaluation: labelled batches for the report; the calibration data by default.
+        source: where the model came from, e.g. ``"zoo:mnist_mlp"``, so that ``ispasp.load`` can rebuild it.
+    """
+    settings = PruneSettings(selector, reconstruct, multiple, candidate_factor, iterations, seed)
+    fractions: float | dict[str, float]
+    if isinstance(keep, Mapping):
+        fractions = {str(name): check_keep(value, f"keep of block {name}") for name, value in keep.items()}
+    else:
+        fractions = check_keep(keep)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"The model is a {type(model).__name__}; give a torch.nn.Module.")
+    run = _Run(
+        given=model,
+        calibration=calibration_data.read(calibration),
+        keep=fractions,
+        settings=settings,
+        names=None if blocks is None else [str(name) for name in blocks],
+        device=devices.pick(device),
+        evaluation=None if evaluation is None else calibration_data.read(evaluation, "evaluation"),
+        source=source,
+    )
+    return run.events()
+
+
+@dataclasses.dataclass
+class _Run:
+    """One run: what was asked for, and what has happened so far."""
+
+    given: nn.Module
+    calibration: list[Batch]
+    keep: float | dict[str, float]
+    settings: PruneSettings
+    names: list[str] | None
+    device: torch.device
+    evaluation: list[Batch] | None
+    source: str
+    trace: list[Iteration] = dataclasses.field(default_factory=list)
+    blocks_started: list[BlockStarted] = dataclasses.field(default_factory=list)
+    blocks_pruned: list[BlockPruned] = dataclasses.field(default_factory=list)
+    # Work in rough multiply-adds, for the progress.
+    done: float = 0.0
+    total: float = 1.0
+    last_progress: float = 0.0
+
+    def events(self) -> Iterator[Event]:
+        began = time.perf_counter()
+        yield Progress(0.0, "tracing the model")
+        dense = copy.deepcopy(self.given).to(self.device).eval()
+        batches = [batch.to(self.device) for batch in self.calibration]
+        traced = _trace(dense, batches)
+        plan = self._plan(traced)
+        started = Started(tuple(block for block, _ in plan), tuple(kept for _, kept in plan))
+        yield started
+
+        work = sum(traced.cost(node) for node in traced.nodes)
+        self.total = 2 * work * sum(len(batch) for batch in [*batches, *(self.evaluation or [])])
+        comparison = yield from self._stream(traced, plan, batches)
+        yield Progress(self.done / self.total, "slicing and checking the model")
+        pruned = self._slice(dense, traced, batches[0])
+        if self.evaluation is not None:
+            comparison = yield from self._evaluate(dense, pruned, self.evaluation, work)
+        report = {
+            "params_before": evaluate.count_parameters(dense),
+            "params_after": evaluate.count_parameters(pruned),
+            "macs_before": evaluate.count_macs(dense, batches[0]),
+            "macs_after": evaluate.count_macs(pruned, batches[0]),
+            **dataclasses.asdict(comparison),
+            "evaluated_on": "calibration" if self.evaluation is None else "evaluation",
+            "device": devices.describe(self.device),
+            "seconds": time.perf_counter() - began,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "blocks": [_block_report(event) for event in self.blocks_pruned],
+        }
+        result = PruneResult(
+            settings=self._plain_settings(),
+            report=report,
+            trace=self.trace,
+            started=started,
+            blocks_started=self.blocks_started,
+            blocks_pruned=self.blocks_pruned,
+            model=pruned.to(evaluate.device_of(self.given)),
+        )
+        yield Progress(1.0, "finished")
+        yield Finished(result)
+
+    def _plan(self, traced: Traced) -> list[tuple[Block, int]]:
+        """Which blocks to visit, and how many groups each keeps."""
+        names = self.names
+        if isinstance(self.keep, dict):
+            names = list(self.keep) if names is None else names
+            if missing := [name for name in names if name not in self.keep]:
+                raise SettingError(
+                    f"keep names no fraction for block {listing(missing)}; add one or leave it out."
+                )
+        found = block_finding.chosen(block_finding.find(traced), names)
+        fractions = [self.keep[block.name] if isinstance(self.keep, dict) else self.keep for block in found]
+        return [
+            (block, groups_to_keep(block.groups, fraction, self.settings.multiple))
+            for block, fraction in zip(found, fractions, strict=True)
+        ]
+
+    def _stream(
+        self, traced: Traced, plan: Sequence[tuple[Block, int]], batches: list[Batch]
+    ) -> Generator[Event, None, evaluate.Comparison]:
+        """Execute the graph once, pruning each block when its first consumer comes up."""
+        at = {block.reads[0]: index for index, (block, _) in enumerate(plan)}
+        # One stream until the first block is pruned, then two.
+        dense = pruned = Stream(traced, batches)
+        for node in traced.nodes:
+            index = at.get(node.name)
+            began = time.perf_counter()
+            if index is not None:
+                pruned = dense.fork() if pruned is dense else pruned
+                block, kept = plan[index]
+                yield from self._prune_block(traced, pruned, block, kept, index, len(plan))
+            for stream in (dense,) if pruned is dense else (dense, pruned):
+                cost = traced.cost(node) * (2 if pruned is dense else 1)
+                for number, _ in enumerate(stream.run(node)):
+                    yield from self._progress(cost * len(batches[number]), "streaming the calibration data")
+            if index is not None:
+                drift = _relative_error(dense.values[node], pruned.values[node])
+                yield self._block_pruned(index, drift, time.perf_counter() - began)
+            if node.op == "output":
+                break
+            dense.free(node)
+            if pruned is not dense:
+                pruned.free(node)
+        before, after = ([o.argmax(-1).cpu() for o in stream.outputs()] for stream in (dense, pruned))
+        return evaluate.compare(before, after, batches)
+
+    def _prune_block(
+        self, traced: Traced, stream: Stream, block: Block, kept: int, index: int, total: int
+    ) -> Iterator[Event]:
+        """Select this block's groups on the pruned stream and narrow the stream to them."""
+        by_name = {node.name: node for node in traced.nodes}
+        hidden = by_name[block.hidden]
+        weights = [by_name[name].args[1] for name in block.reads]
+        consumers = [
+            statistics.Consumer(by_name[name], stream.fixed[weight])  # type: ignore[index]
+            for name, weight in zip(block.reads, weights, strict=True)
+        ]
+        collected = statistics.collect(block, consumers, stream.values[hidden])
+        candidates = candidate_count(block.groups, kept, self.settings.candidate_factor)
+        started = BlockStarted(
+            block=block,
+            index=index,
+            total=total,
+            keep_groups=kept,
+            one_iteration_decides=candidates == block.groups,
+            energy=collected.energy,
+            sample=_sample(stream.values[hidden][0], block, consumers[0].feature_dim),
+        )
+        self.blocks_started.append(started)
+        yield started
+        settings = self.settings
+        options = SelectorSettings(settings.candidate_factor, settings.iterations, settings.seed)
+        for iteration in selectors.get(settings.selector)(collected, kept, options):
+            self.trace.append(iteration)
+            yield iteration
+        selected = torch.tensor(self.trace[-1].selected, device=self.device)
+        stream.narrow(
+            hidden,
+            weights,  # type: ignore[arg-type]
+            consumers[0].feature_dim,
+            block_finding.features(selected, block.group_size),
+        )
+
+    def _block_pruned(self, index: int, drift: float, seconds: float) -> BlockPruned:
+        last = self.trace[-1]
+        event = BlockPruned(
+            block=self.blocks_started[-1].block,
+            index=index,
+            selected=last.selected,
+            iterations=last.t,
+            relative_residual=last.relative_residual,
+            drift=drift,
+            seconds=seconds,
+        )
+        self.blocks_pruned.append(event)
+        return event
+
+    def _slice(self, dense: nn.Module, traced: Traced, batch: Batch) -> nn.Module:
+        """The sliced model, checked against the masked graph on a few calibration examples."""
+        pruned = copy.deepcopy(dense)
+        kept = {}
+        for event in self.blocks_pruned:
+            surgery.slice_block(pruned, event.block, event.selected)
+            kept[event.block.hidden] = (event.block, torch.tensor(event.selected, device=self.device))
+        few = batch if traced.fixed_batch else batch.first(CHECKED_EXAMPLES)
+        surgery.check_equal(masked_forward(traced, few, kept), evaluate.forward(pruned, few))
+        return pruned
+
+    def _evaluate(
+        self, dense: nn.Module, pruned: nn.Module, batches: list[Batch], work: float
+    ) -> Generator[Event, None, evaluate.Comparison]:
+        predicted: list[list[Tensor]] = []
+        for model in (dense, pruned):
+            predicted.append([])
+            for batch, classes in zip(batches, evaluate.predictions(model, batches), strict=True):
+                predicted[-1].append(classes)
+                yield from self._progress(work * len(batch), "measuring accuracy")
+        return evaluate.compare(predicted[0], predicted[1], batches)
+
+    def _progress(self, work: float, doing: str) -> Iterator[Progress]:
+        """Account for work done; a Progress event now and then."""
+        self.done += work
+        now = time.perf_counter()
+        if now - self.last_progress >= PROGRESS_SECONDS:
+            self.last_progress = now
+            yield Progress(min(1.0, self.done / self.total), doing)
+
+    def _plain_settings(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "keep": self.keep,
+            **dataclasses.asdict(self.settings),
+            "blocks": self.names,
+            "calibration_examples": sum(len(batch) for batch in self.calibration),
+            "torch": torch.__version__,
+        }
+
+
+def _trace(model: nn.Module, batches: Sequence[Batch]) -> Traced:
+    traced = trace(model, batches[0])
+    sizes = {len(batch) for batch in batches}
+    if traced.fixed_batch is not None and sizes != {traced.fixed_batch}:
+        raise CalibrationError(
+            f"The model only takes batches of {traced.fixed_batch}, the calibration data has batches of "
+            f"{listing(sorted(sizes))}; give batches of {traced.fixed_batch}."
+        )
+    return traced
+
+
+def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:
+    """The first examples of a hidden representation, groups in dimension 1."""
+    few = hidden[:SAMPLE_EXAMPLES].movedim(feature_dim, 1)
+    if block.group_size > 1:
+        few = few.unflatten(1, (block.groups, block.group_size))
+    limit = torch.finfo(torch.float16).max
+    return few.float().clamp(-limit, limit).half().cpu()
+
+
+def _relative_error(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> float:
+    """||dense - pruned||_F^2 / ||dense||_F^2 over all batches; 0 where both are zero."""
+    energy = sum(statistics.squared_norm(value) for value in dense)
+    error = sum(statistics.squared_norm(d - p) for d, p in zip(dense, pruned, strict=True))
+    return error / energy if energy > 0 else 0.0
+
+
+def _block_report(event: BlockPruned) -> dict[str, Any]:
+    return {
+        "name": event.block.name,
+        "groups": event.block.groups,
+        "kept": len(event.selected),
+        "iterations": event.iterations,
+        "relative_residual": event.relative_residual,
+        "drift": event.drift,
+        "selected": list(event.selected),
+    }

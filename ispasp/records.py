@@ -1,0 +1,153 @@
+"""The frozen records that flow from the pruner to page, command line and notebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ispasp.pruner import PruneResult
+
+
+@dataclass(frozen=True)
+class Block:
+    """One producer and what follows it up to its consumer: what could be pruned, or why not.
+
+    Attributes:
+        name: qualified module name of the producer, e.g. ``layer1.1.conv1``.
+        groups: prunable units of the hidden representation (d): neurons or channels.
+        group_size: features of the consumer's input per group; above 1 after a flatten.
+        kind: ``"channel"`` for a convolutional producer, ``"neuron"`` for a linear one.
+        prunable: whether the walk proved that groups can be removed.
+        reason: why not, in one sentence; empty when prunable.
+        consumers: qualified names of the modules that read the hidden representation.
+        riders: modules between producer and consumer with one parameter per group (batch norms).
+        hidden: graph node that enters the consumers.
+        reads: graph nodes of the consumers, in execution order.
+    """
+
+    name: str
+    groups: int
+    group_size: int = 1
+    kind: str = "channel"
+    prunable: bool = False
+    reason: str = ""
+    consumers: tuple[str, ...] = ()
+    riders: tuple[str, ...] = ()
+    hidden: str = ""
+    reads: tuple[str, ...] = ()
+
+    @property
+    def consumer(self) -> str:
+        """The first consumer; empty when the block is not prunable."""
+        return self.consumers[0] if self.consumers else ""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration of Algorithm 1 (Wolfe & Kyrillidis, 2022) on one block of d groups.
+
+    Attributes:
+        block: the block's name.
+        t: iteration number, from 1.
+        importance: (d,) float64 on the CPU, y = sum of A^T V per group, before this selection.
+        hidden_sum: (d,) float64 on the CPU, sum of H per group; the same in every iteration.
+        candidates: the c*s groups with the largest importance, sorted.
+        selected: the s groups kept after this iteration, sorted.
+        added: groups in ``selected`` that the previous iteration did not keep, sorted.
+        dropped: groups the previous iteration kept that are no longer selected, sorted.
+        residual: ||V||_F^2 after this selection, over the whole calibration set.
+        relative_residual: ``residual`` over ||A(H)||_F^2, in [0, inf); 0 for a dead block.
+        converged: True where every later iteration would select the same groups.
+        seconds: wall time of this iteration.
+    """
+
+    block: str
+    t: int
+    importance: Tensor = field(repr=False, compare=False)
+    hidden_sum: Tensor = field(repr=False, compare=False)
+    candidates: tuple[int, ...]
+    selected: tuple[int, ...]
+    added: tuple[int, ...]
+    dropped: tuple[int, ...]
+    residual: float
+    relative_residual: float
+    converged: bool
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Work done so far: ``done`` in [0, 1] of the whole job, ``doing`` in words."""
+
+    done: float
+    doing: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """The run begins. ``blocks`` are the blocks that will be visited, in network order;
+    ``keep_groups`` how many groups each of them will keep."""
+
+    blocks: tuple[Block, ...]
+    keep_groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BlockStarted:
+    """Statistics of a block are ready and its iterations begin.
+
+    Attributes:
+        block: the block.
+        index: position among the visited blocks, from 0.
+        total: number of visited blocks.
+        keep_groups: groups that will be kept (s), after rounding.
+        one_iteration_decides: True where c*s >= d, so that every group is a candidate.
+        energy: ||A(H)||_F^2 over the calibration set.
+        sample: hidden representation of the first few calibration examples, on the CPU:
+            (n, d, h, w) float16 for channels, (n, d) float16 for neurons.
+    """
+
+    block: Block
+    index: int
+    total: int
+    keep_groups: int
+    one_iteration_decides: bool
+    energy: float
+    sample: Tensor = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class BlockPruned:
+    """A block is done and the pruned stream has moved past its consumer.
+
+    Attributes:
+        block: the block.
+        index: position among the visited blocks, from 0.
+        selected: kept groups, sorted.
+        iterations: how many iterations it took.
+        relative_residual: of this block alone, on the inputs that the pruned network gave it.
+        drift: ||dense - pruned||_F^2 / ||dense||_F^2 of the consumer's output between the dense
+            and the pruned stream: this block's error and that of every block before it.
+        seconds: wall time of statistics and selection.
+    """
+
+    block: Block
+    index: int
+    selected: tuple[int, ...]
+    iterations: int
+    relative_residual: float
+    drift: float
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The sliced model is verified and measured."""
+
+    result: PruneResult
+
+
+Event = Started | Progress | BlockStarted | Iteration | BlockPruned | Finished

@@ -1,0 +1,224 @@
+"""What a run leaves behind, in memory and on disk.
+
+A saved run is a folder: ``run.json`` (settings, report, every iteration), ``trace.safetensors``
+(the iterations' numbers) and ``model.safetensors`` (the sliced weights). Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ispasp import surgery, zoo
+from ispasp.errors import RunError
+from ispasp.records import Block, BlockPruned, BlockStarted, Iteration, Started
+
+FORMAT = 1
+ZOO = "zoo:"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a run went, without its model.
+
+    Attributes:
+        settings: everything needed to repeat the run, as plain values.
+        report: before and after: ``params_*``, ``macs_*`` (per example), ``accuracy_*`` (None
+            without labels), ``agreement``, ``examples``, ``evaluated_on``, ``seconds``, ``device``,
+            and per block name, groups, kept, iterations, relative_residual, drift, selected.
+        trace: every iteration of every block.
+        started, blocks_started, blocks_pruned: the other events of the run.
+    """
+
+    settings: dict[str, Any]
+    report: dict[str, Any]
+    trace: list[Iteration] = field(repr=False)
+    started: Started = field(repr=False)
+    blocks_started: list[BlockStarted] = field(repr=False)
+    blocks_pruned: list[BlockPruned] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PruneResult(RunRecord):
+    """A finished run: its record and the sliced ``model``, in eval mode."""
+
+    model: nn.Module = field(repr=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run to the new folder ``path``; all of it or nothing.
+
+        Raises:
+            RunError: the folder exists and is not empty, or cannot be written.
+        """
+        path = Path(path)
+        partial = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+        check_new_folder(path)
+        try:
+            partial.mkdir()
+            save_file(_arrays(self), partial / "trace.safetensors")
+            weights = {k: v.detach().cpu().clone().contiguous() for k, v in self.model.state_dict().items()}
+            save_file(weights, partial / "model.safetensors")
+            (partial / "run.json").write_text(json.dumps(_plain(self), indent=1) + "\n")
+            if path.is_dir():
+                path.rmdir()
+            partial.rename(path)
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"The run cannot be saved to {path}: {error}. Choose a folder you can write to."
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return path
+
+
+def check_new_folder(path: Path) -> None:
+    """Make sure that a run can be saved to ``path``, so that nobody waits for a run that cannot be kept.
+
+    Raises:
+        RunError: something is there already, or its parent folder cannot be made or written.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise RunError(
+            f"{path} exists and is not empty; give a new folder, saved runs are never overwritten."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"The run cannot be saved to {path}: {error}. Choose a folder you can write to."
+        ) from error
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> PruneResult:
+    """Read a run saved by ``PruneResult.save``, with its pruned model.
+
+    Args:
+        path: the run's folder.
+        model: the dense architecture, freshly built (its weights do not matter); needed unless a
+            sample model was pruned. It is resized in place and becomes the result's model.
+
+    Raises:
+        RunError: the folder is missing, damaged, foreign, from a newer version, or belongs to
+            another architecture.
+    """
+    record = load_record(path)
+    source = str(record.settings.get("source", ""))
+    if model is None:
+        if not source.startswith(ZOO):
+            raise RunError(
+                f"The run {path} does not say how to build its model; pass it: ispasp.load(path, model=YourModel())."
+            )
+        model = zoo.build(source.removeprefix(ZOO))
+    weights = _load_tensors(Path(path) / "model.safetensors")
+    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    return PruneResult(**fields, model=surgery.rebuild(model, weights))
+
+
+def load_record(path: str | Path) -> RunRecord:
+    """Read a saved run without its model. Raises RunError as ``load`` does."""
+    path = Path(path)
+    try:
+        plain = json.loads((path / "run.json").read_text())
+    except FileNotFoundError:
+        raise RunError(
+            f"{path} is not a saved run: it has no run.json. Give a folder that a run was saved to."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"The saved run {path} is damaged: run.json cannot be read ({error}). Run it again."
+        ) from error
+    version = plain.get("format") if isinstance(plain, dict) else None
+    if not isinstance(version, int):
+        raise RunError(f"{path}/run.json was not written by ispasp. Give a folder that a run was saved to.")
+    if version > FORMAT:
+        raise RunError(
+            f"The run {path} has format {version}, this ispasp reads up to {FORMAT}; install a newer ispasp."
+        )
+    arrays = _load_tensors(path / "trace.safetensors")
+    try:
+        return _record(plain, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"The saved run {path} is damaged: {error!r} in run.json. Run it again.") from error
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"The saved run is damaged: {path} cannot be read ({error}). Run it again.") from error
+
+
+def _arrays(result: RunRecord) -> dict[str, Tensor]:
+    """The tensors of the trace by name; a block's hidden sum is stored once."""
+    arrays = {f"importance.{i}": iteration.importance for i, iteration in enumerate(result.trace)}
+    arrays |= {f"hidden_sum.{iteration.block}": iteration.hidden_sum for iteration in result.trace}
+    arrays |= {f"sample.{event.block.name}": event.sample for event in result.blocks_started}
+    return {name: array.contiguous().clone() for name, array in arrays.items()}
+
+
+def _plain(result: RunRecord) -> dict[str, Any]:
+    """The record as JSON values, without its tensors."""
+
+    def fields(event: Any) -> dict[str, Any]:
+        values = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+        values = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        return {k: v.name if isinstance(v, Block) else v for k, v in values.items()}
+
+    return {
+        "format": FORMAT,
+        "settings": result.settings,
+        "report": result.report,
+        "blocks": [dataclasses.asdict(block) for block in result.started.blocks],
+        "keep_groups": result.started.keep_groups,
+        "trace": [fields(iteration) for iteration in result.trace],
+        "blocks_started": [fields(event) for event in result.blocks_started],
+        "blocks_pruned": [fields(event) for event in result.blocks_pruned],
+    }
+
+
+def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
+    blocks = {values["name"]: Block(**_tuples(values)) for values in plain["blocks"]}
+
+    def event(kind: Any, values: dict[str, Any], **tensors: Tensor) -> Any:
+        values = _tuples(values)
+        if kind is not Iteration:
+            values["block"] = blocks[values["block"]]
+        return kind(**values, **tensors)
+
+    trace = [
+        event(
+            Iteration,
+            values,
+            importance=arrays[f"importance.{i}"],
+            hidden_sum=arrays[f"hidden_sum.{values['block']}"],
+        )
+        for i, values in enumerate(plain["trace"])
+    ]
+    return RunRecord(
+        settings=plain["settings"],
+        report=plain["report"],
+        trace=trace,
+        started=Started(tuple(blocks.values()), tuple(plain["keep_groups"])),
+        blocks_started=[
+            event(BlockStarted, values, sample=arrays[f"sample.{values['block']}"])
+            for values in plain["blocks_started"]
+        ],
+        blocks_pruned=[event(BlockPruned, values) for values in plain["blocks_pruned"]],
+    )
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the records have tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,0 +1,82 @@
+"""The settings of a run and what they accept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ispasp import selectors
+from ispasp.errors import SettingError, listing
+
+RECONSTRUCTIONS = ("none",)
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """How to prune, apart from what and how much.
+
+    Attributes:
+        selector: which way to choose groups; see ``ispasp.selectors.names()``.
+        reconstruct: what to do with the consumer's weights afterwards; ``"none"`` leaves them.
+        multiple: kept groups are rounded to multiples of this; 1 for the paper's exact counts.
+        candidate_factor: c, candidates per kept group; 2 in the paper.
+        iterations: most iterations per block; 20 in the paper.
+        seed: for selectors that draw at random.
+
+    Raises:
+        SettingError: a value is unknown or out of range.
+    """
+
+    selector: str = "ispasp"
+    reconstruct: str = "none"
+    multiple: int = 8
+    candidate_factor: float = 2.0
+    iterations: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        selectors.get(self.selector)
+        if self.reconstruct not in RECONSTRUCTIONS:
+            raise SettingError(
+                f"Unknown reconstruct {self.reconstruct!r}; choose one of {listing(RECONSTRUCTIONS)}."
+            )
+        check_whole_number("multiple", self.multiple, at_least=1)
+        check_whole_number("iterations", self.iterations, at_least=1)
+        check_whole_number("seed", self.seed, at_least=0)
+        factor = self.candidate_factor
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
+            raise SettingError(
+                f"candidate_factor is {factor!r}; give a number of 1 or more (the paper uses 2)."
+            )
+
+
+def check_whole_number(name: str, value: object, at_least: int) -> None:
+    """Refuse anything but an int of ``at_least`` or more with a SettingError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise SettingError(f"{name} is {value!r}; give a whole number of {at_least} or more.")
+
+
+def check_keep(keep: object, name: str = "keep") -> float:
+    """``keep`` as a float in (0, 1].
+
+    Raises:
+        SettingError: it is not a number, is NaN, or is out of range.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+        raise SettingError(
+            f"{name} is {keep!r}; give the fraction to keep, above 0 and up to 1, such as 0.4."
+        )
+    return float(keep)
+
+
+def groups_to_keep(groups: int, keep: float, multiple: int = 1) -> int:
+    """How many of ``groups`` stay: keep * groups rounded down, or to the nearest ``multiple``; at least one.
+
+    Multiples of 8 or 16 are what fast convolution kernels are built for. A layer of at most
+    ``multiple`` groups has no smaller multiple to round to and keeps the exact count.
+    """
+    if multiple == 1 or groups <= multiple or keep == 1:
+        # 0.29 * 100 is 28.999999999999996 in floating point.
+        return max(1, min(groups, math.floor(keep * groups + 1e-9)))
+    rounded = math.floor(keep * groups / multiple + 0.5) * multiple
+    return min(groups, max(multiple, rounded))

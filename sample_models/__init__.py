@@ -1,0 +1,1 @@
+"""Sample models: architectures, trained weights with their cards, sample data, and the training script."""

@@ -1,0 +1,36 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ispasp import data, zoo
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test starts from the same random state, so that order does not matter."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def resnet20_batches() -> list[tuple[Tensor, Tensor]]:
+    """128 calibration images in two batches, as the sample ResNet-20 takes them."""
+    card = zoo.card("cifar10_resnet20")
+    images = data.choose(data.sample_images(card.dataset, "calibration"), 128, seed=0)
+    return data.batches(images, card.mean, card.std)
+
+
+def settle_batch_norm(model: nn.Module, batches: list[Tensor]) -> nn.Module:
+    """Give random weights batch-norm statistics of real activations; returns the model in eval mode."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    model.train()
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    return model.eval()

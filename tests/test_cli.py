@@ -1,0 +1,131 @@
+"""The command line as a script meets it: its own process, its exit status, what it prints where."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+import ispasp
+from ispasp import cli
+from ispasp.runs import open_run
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_prune_prints_one_object_and_saves_the_run(tmp_path: Path) -> None:
+    """In a process of its own, from another folder, as a user runs it."""
+    command = "-m ispasp prune mnist_mlp --keep 0.2 --samples 64 --out run --onnx --json"
+    done = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = json.loads(done.stdout)
+    assert (printed["model"], printed["keep"], printed["seed"]) == ("mnist_mlp", 0.2, 0)
+    for name in (
+        "device",
+        "seconds",
+        "accuracy_before",
+        "accuracy_after",
+        "agreement",
+        "macs_before",
+        "macs_after",
+    ):
+        assert printed[name] is not None
+    assert printed["params_after"] < printed["params_before"] == 814_090
+    (block,) = printed["blocks"]
+    assert block["name"] == "fc1"
+    assert (block["groups"], block["kept"]) == (1024, 208)
+    assert len(block["selected"]) == block["kept"]
+    assert block["iterations"] >= 1
+    assert 0 < block["relative_residual"] < 1
+    assert "100%" in done.stderr
+    record = open_run(tmp_path / "run")
+    assert record.trace[-1].selected == tuple(block["selected"])
+    assert printed["onnx"]["max_rel_diff"] <= 1e-4
+    onnxruntime.InferenceSession(tmp_path / printed["onnx"]["path"], providers=["CPUExecutionProvider"])
+    assert ispasp.load(tmp_path / "run").model.fc1.out_features == 208
+
+
+def test_without_json_a_person_can_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ISPASP_RUNS", str(tmp_path / "runs"))
+    command = "prune mnist_mlp --keep 0.1 --samples 32 --multiple 1 --keep-block fc1=0.05"
+    assert cli.main(command.split()) == 0
+    printed = capsys.readouterr().out
+    assert "51 of 1024" in printed
+    assert "accuracy" in printed
+    (run,) = (tmp_path / "runs").iterdir()
+    assert str(run) in printed
+
+
+def test_blocks_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["blocks", "cifar10_resnet20", "--json"]) == 0
+    blocks = json.loads(capsys.readouterr().out)["blocks"]
+    assert sum(block["prunable"] for block in blocks) == 9
+    assert all(block["reason"] for block in blocks if not block["prunable"])
+    assert cli.main(["blocks", "mnist_mlp"]) == 0
+    assert "not prunable: the model returns it" in capsys.readouterr().out
+    assert cli.main(["models", "--json"]) == 0
+    names = [card["name"] for card in json.loads(capsys.readouterr().out)["models"]]
+    assert names == ["cifar10_resnet20", "mnist_mlp"]
+    assert cli.main(["models"]) == 0
+    assert "mnist_mlp" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("prune mnist_mlp --keep 0", "keep is 0.0"),
+        ("prune mnist_mlp --keep 1.5", "keep is 1.5"),
+        ("prune mnist_mlp --keep nan", "keep is nan"),
+        ("prune mnist_mlp --keep half", "keep is 'half'; give a number"),
+        ("prune mnist_mlp --keep-block fc1", "give BLOCK=KEEP"),
+        ("prune mnist_mlp --keep-block fc7=0.5", "Unknown block 'fc7'; the prunable blocks are fc1"),
+        ("prune mnist_mlp --samples 100000", "from 1 to 512"),
+        ("prune mnist_mlp --samples ten", "samples is 'ten'; give a whole number"),
+        ("prune mnist_mlp --multiple 0", "multiple is 0"),
+        ("prune mnist_mlp --selector best", "Unknown selector 'best'; choose one of ispasp"),
+        ("prune mnist_mlp --reconstruct magic", "Unknown reconstruct 'magic'"),
+        ("prune mnist_mlp --device cuda:9", "cuda:9 is not here"),
+        ("prune resnet99", "Unknown model 'resnet99'"),
+        ("blocks resnet99", "Unknown model 'resnet99'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(
+    command: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ISPASP_RUNS", str(tmp_path))
+    assert cli.main(command.split()) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err.splitlines()[-1]
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_refused_and_untouched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert cli.main(["prune", "mnist_mlp", "--out", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_unknown_options_exit_2() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["prune"])
+    assert stopped.value.code == 2

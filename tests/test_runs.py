@@ -1,0 +1,157 @@
+"""Runs of sample models: start to disk, listing, export."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+import ispasp
+from ispasp import data, runs, zoo
+from ispasp.errors import DeviceError, ModelError, RunError, SettingError
+from ispasp.runs import ExportDone, RunSaved, RunSettings
+
+SETTINGS = RunSettings("mnist_mlp", keep=0.2, samples=64, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    *_, last = runs.execute(SETTINGS, tmp_path_factory.mktemp("runs"))
+    assert isinstance(last, RunSaved)
+    return last.path
+
+
+def test_a_run_is_listed_opened_and_loaded_again(saved: Path) -> None:
+    (summary,) = runs.list_runs(saved.parent)
+    assert (summary.path, summary.problem, summary.exported) == (saved, "", False)
+    record = runs.open_run(saved)
+    assert RunSettings.of(record) == SETTINGS
+    assert summary.report == record.report
+    assert 0.9 < record.report["accuracy_before"] <= 1
+    assert record.report["evaluated_on"] == "evaluation"
+    assert record.report["examples"] == 1000
+    card = zoo.card("mnist_mlp")
+    test = data.batches(data.sample_images("mnist", "test"), card.mean, card.std)
+    model = ispasp.load(saved).model
+    with torch.no_grad():
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in test)
+    assert record.report["accuracy_after"] == pytest.approx(right / 1000)
+
+
+def test_the_same_settings_give_the_same_sets(saved: Path, tmp_path: Path) -> None:
+    *_, again = runs.execute(SETTINGS, tmp_path)
+    assert runs.open_run(again.path).trace == runs.open_run(saved).trace
+    *_, other = runs.execute(RunSettings("mnist_mlp", keep=0.2, samples=64, seed=1, device="cpu"), tmp_path)
+    first, second = (runs.open_run(path).trace[0] for path in (saved, other.path))
+    assert not torch.equal(first.hidden_sum, second.hidden_sum)
+
+
+def test_a_run_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    events = runs.execute(SETTINGS, tmp_path)
+    for event in events:
+        if isinstance(event, ispasp.Iteration):
+            break
+    events.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keep_by_block_overrides_keep(tmp_path: Path) -> None:
+    settings = RunSettings(
+        "cifar10_resnet20", keep=0.5, keep_by_block={"layer2.1.conv1": 0.25}, samples=32, device="cpu"
+    )
+    *_, last = runs.execute(settings, tmp_path)
+    kept = {block["name"]: block["kept"] for block in runs.open_run(last.path).report["blocks"]}
+    assert kept["layer2.1.conv1"] == 8
+    assert kept["layer2.0.conv1"] == 16
+    assert len(kept) == 9
+
+
+def test_damaged_and_foreign_folders_are_listed_with_their_problem(tmp_path: Path) -> None:
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("[1")
+    (tmp_path / ".hidden.partial").mkdir()
+    problems = {run.run_id: run.problem for run in runs.list_runs(tmp_path)}
+    assert set(problems) == {"foreign", "damaged"}
+    assert "is not a saved run" in problems["foreign"]
+    assert "damaged" in problems["damaged"]
+    assert runs.list_runs(tmp_path / "nowhere") == []
+
+
+def test_export_writes_both_models_that_onnxruntime_runs_as_torch_does(saved: Path) -> None:
+    *_, last = runs.export_run(saved, seconds=0.2)
+    assert isinstance(last, ExportDone)
+    assert runs.export_report(saved) == json.loads(json.dumps(last.report))
+    assert runs.list_runs(saved.parent)[0].exported
+    images = torch.randn(5, 1, 28, 28)
+    for key, model in (("onnx", ispasp.load(saved).model), ("dense_onnx", zoo.load("mnist_mlp"))):
+        report = last.report[key]
+        assert report["examples"] == 1000
+        assert report["top1_agreement"] == 1.0
+        file = saved / report["path"]
+        assert file.stat().st_size == report["bytes"]
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        (got,) = session.run(None, {"input": images.numpy()})
+        with torch.no_grad():
+            assert torch.allclose(torch.from_numpy(got), model(images), atol=1e-4)
+    assert last.report["latency"]["dense"]["median_ms"] > 0
+    assert last.report["onnx"]["bytes"] < last.report["dense_onnx"]["bytes"]
+    assert not [file for file in saved.iterdir() if file.name.startswith(".")]
+
+
+def test_archive_holds_the_run(saved: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(runs.archive(saved))) as bundle:
+        names = set(bundle.namelist())
+        assert {
+            f"{saved.name}/{name}" for name in ("run.json", "model.safetensors", "trace.safetensors")
+        } <= names
+        assert bundle.read(f"{saved.name}/run.json") == (saved / "run.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"model": "resnet99"},
+            ModelError,
+            "Unknown model 'resnet99': choose one of cifar10_resnet20 and mnist_mlp",
+        ),
+        ({"keep": 0}, SettingError, "keep is 0"),
+        ({"keep_by_block": {"fc1": 3}}, SettingError, "keep of block fc1 is 3"),
+        ({"selector": "best"}, SettingError, "Unknown selector"),
+        ({"device": "cuda:9"}, DeviceError, "cuda:9 is not here"),
+    ],
+)
+def test_settings_are_refused_at_once(
+    settings: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        RunSettings(**({"model": "mnist_mlp"} | settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("samples", [0, -1, 513, 2.5])
+def test_samples_beyond_what_there_is_are_refused(samples: object, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="samples"):
+        list(runs.execute(RunSettings("mnist_mlp", samples=samples), tmp_path))  # type: ignore[arg-type]
+
+
+def test_unknown_block_of_keep_by_block_lists_the_known(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="Unknown block 'fc9'; the prunable blocks are fc1"):
+        list(runs.execute(RunSettings("mnist_mlp", keep_by_block={"fc9": 0.5}), tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Choose a folder you can write to"):
+        next(iter(runs.execute(SETTINGS, tmp_path / "file")))
+
+
+def test_a_run_from_python_cannot_be_repeated_from_settings(tmp_path: Path) -> None:
+    result = ispasp.prune(zoo.load("mnist_mlp"), [torch.randn(8, 1, 28, 28)], keep=0.2, device="cpu")
+    with pytest.raises(RunError, match="not made from a sample model"):
+        RunSettings.of(result)
