@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ispasp.errors import CalibrationError, SettingError, listing
+from ispasp.settings import check_whole_number
 from ispasp.shipped import damaged, read_shipped
 
 DATASETS = ("cifar10", "mnist")
@@ -119,7 +120,7 @@ def batches(
         SettingError: ``batch_size`` is not a whole number from 1, or ``mean`` or ``std`` do not
             have one (for ``std`` positive) value per channel.
     """
-    _check_whole("batch_size", batch_size, lowest=1)
+    check_whole_number("batch_size", batch_size, at_least=1)
     channels = images.images.shape[1]
     if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
         raise SettingError(
@@ -149,18 +150,11 @@ def choose(images: Images, samples: int, seed: int) -> Images:
     Raises:
         SettingError: ``samples`` or ``seed`` is out of its range or not a whole number.
     """
-    _check_whole("samples", samples, lowest=1, highest=len(images))
-    _check_whole("seed", seed, lowest=0, highest=2**63 - 1)
+    check_whole_number("samples", samples, at_least=1, at_most=len(images))
+    check_whole_number("seed", seed, at_least=0, at_most=2**63 - 1)
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(images), generator=generator)[:samples].sort().values
     return Images(images.images[index], images.labels[index], images.classes)
-
-
-def _check_whole(name: str, value: object, lowest: int, highest: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < lowest or (highest is not None and value > highest):  # type: ignore[operator]
-        accepted = f"from {lowest} to {highest}" if highest is not None else f"from {lowest}"
-        raise SettingError(f"Got {name} = {value!r}: give a whole number {accepted}.")
 
 
 def _decode(content: bytes, split: str) -> Images:

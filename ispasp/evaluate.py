@@ -56,13 +56,17 @@ class Comparison:
         examples: how many.
         accuracy_before: top-1 accuracy of the dense model in [0, 1]; None without labels.
         accuracy_after: the same of the pruned model.
-        agreement: share of examples for which both predict the same class.
+        agreement: share of examples for which both predict the same class; None where nothing was
+            measured.
     """
 
     examples: int
     accuracy_before: float | None
     accuracy_after: float | None
-    agreement: float
+    agreement: float | None
+
+
+UNMEASURED = Comparison(examples=0, accuracy_before=None, accuracy_after=None, agreement=None)
 
 
 def compare(before: Sequence[Tensor], after: Sequence[Tensor], batches: Sequence[Batch]) -> Comparison:

@@ -33,7 +33,7 @@ def group_filters(model: str, block: str, group: int) -> NDArray[np.float32]:
         SettingError: unknown block, or the block has no such group.
     """
     try:
-        weight = _model(model).get_submodule(block).weight
+        weight = _model(model).get_parameter(f"{block}.weight")
     except AttributeError:
         raise SettingError(f"{model} has no block {block!r}; see python -m ispasp blocks {model}.") from None
     if not 0 <= group < len(weight):

@@ -21,6 +21,7 @@ import onnxruntime
 from ispasp.errors import ExportError, SettingError, listing
 from ispasp.parity import PROVIDER, open_session, reason, session_batch
 from ispasp.records import Progress
+from ispasp.settings import check_whole_number
 
 _REPORT_EVERY = 0.05  # seconds between two Progress records
 _MOST_PAIRS = 2_000  # per round: beyond it the memory of the bootstrap grows and the interval does not shrink
@@ -113,8 +114,7 @@ def compare_latency(
         ("pairs_at_least", pairs_at_least, 1),
         ("warm_up", warm_up, 0),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise SettingError(f"{name} is {value!r}; it must be a whole number of {least} or more.")
+        check_whole_number(name, value, least)
     if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
         raise SettingError(f"seconds is {seconds!r}; it must be a positive number, e.g. 4.")
     measured: list[np.ndarray] = []

@@ -26,10 +26,11 @@ from ispasp.graph import Traced, trace
 from ispasp.records import Block, BlockPruned, BlockStarted, Event, Finished, Iteration, Progress, Started
 from ispasp.result import PruneResult
 from ispasp.settings import PruneSettings, check_keep, groups_to_keep
-from ispasp.stream import Stream, masked_forward
+from ispasp.stream import Stream
 
 SAMPLE_EXAMPLES = 4  # examples of each hidden representation that an inspector can show
-CHECKED_EXAMPLES = 16  # examples on which masked and sliced model are compared
+PROBE_SHARE = 16  # the dense stream runs over one in so many calibration examples,
+PROBE_LEAST = 8  # but over no fewer than this
 PROGRESS_SECONDS = 0.05  # a Progress event at most this often
 
 
@@ -88,7 +89,8 @@ def iterate(
         blocks: names of the blocks to prune; all prunable ones by default.
         device: ``"auto"`` (CUDA, then MPS, then CPU), or a device's name.
         seed: for selectors that draw at random.
-        evaluation: labelled batches for the report; the calibration data by default.
+        evaluation: batches on which the report's accuracy and agreement are measured; without them
+            both are None, because measuring costs more forward passes than pruning.
         source: where the model came from, e.g. ``"zoo:mnist_mlp"``, so that ``ispasp.load`` can rebuild it.
     """
     settings = PruneSettings(selector, reconstruct, multiple, candidate_factor, iterations, seed)
@@ -143,10 +145,16 @@ class _Run:
         yield started
 
         work = sum(traced.cost(node) for node in traced.nodes)
+        # The pruned stream and its statistics come to about two passes.
         self.total = 2 * work * sum(len(batch) for batch in [*batches, *(self.evaluation or [])])
-        comparison = yield from self._stream(traced, plan, batches)
+        probe = self._probe(traced, batches[0])
+        masked_output = yield from self._stream(traced, plan, batches, probe)
         yield Progress(self.done / self.total, "slicing and checking the model")
-        pruned = self._slice(dense, traced, batches[0])
+        pruned = copy.deepcopy(dense)
+        for event in self.blocks_pruned:
+            surgery.slice_block(pruned, event.block, event.selected)
+        surgery.check_equal(masked_output, evaluate.forward(pruned, probe))
+        comparison = evaluate.UNMEASURED
         if self.evaluation is not None:
             comparison = yield from self._evaluate(dense, pruned, self.evaluation, work)
         report = {
@@ -155,7 +163,6 @@ class _Run:
             "macs_before": evaluate.count_macs(dense, batches[0]),
             "macs_after": evaluate.count_macs(pruned, batches[0]),
             **dataclasses.asdict(comparison),
-            "evaluated_on": "calibration" if self.evaluation is None else "evaluation",
             "device": devices.describe(self.device),
             "seconds": time.perf_counter() - began,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -189,34 +196,41 @@ class _Run:
             for block, fraction in zip(found, fractions, strict=True)
         ]
 
+    def _probe(self, traced: Traced, first: Batch) -> Batch:
+        """The few examples that also run through the dense network, to measure drift and check the slicing."""
+        examples = sum(len(batch) for batch in self.calibration)
+        few = len(first) if traced.fixed_batch else max(PROBE_LEAST, examples // PROBE_SHARE)
+        # A copy, because the streams may overwrite what they are given.
+        return first.first(few).to(self.device)
+
     def _stream(
-        self, traced: Traced, plan: Sequence[tuple[Block, int]], batches: list[Batch]
-    ) -> Generator[Event, None, evaluate.Comparison]:
-        """Execute the graph once, pruning each block when its first consumer comes up."""
+        self, traced: Traced, plan: Sequence[tuple[Block, int]], batches: list[Batch], probe: Batch
+    ) -> Generator[Event, None, Tensor]:
+        """Execute the graph once, pruning each block when its first consumer comes up.
+
+        Returns the pruned stream's output for the examples of ``probe``, the first of the first batch.
+        """
         at = {block.reads[0]: index for index, (block, _) in enumerate(plan)}
-        # One stream until the first block is pruned, then two.
-        dense = pruned = Stream(traced, batches)
+        dense = Stream(traced, [probe.to(self.device)])
+        pruned = Stream(traced, batches)
         for node in traced.nodes:
             index = at.get(node.name)
             began = time.perf_counter()
             if index is not None:
-                pruned = dense.fork() if pruned is dense else pruned
                 block, kept = plan[index]
                 yield from self._prune_block(traced, pruned, block, kept, index, len(plan))
-            for stream in (dense,) if pruned is dense else (dense, pruned):
-                cost = traced.cost(node) * (2 if pruned is dense else 1)
-                for number, _ in enumerate(stream.run(node)):
-                    yield from self._progress(cost * len(batches[number]), "streaming the calibration data")
+            for _ in dense.run(node):
+                pass
+            cost = 2 * traced.cost(node)
+            for number, _ in enumerate(pruned.run(node)):
+                yield from self._progress(cost * len(batches[number]), "streaming the calibration data")
             if index is not None:
-                drift = _relative_error(dense.values[node], pruned.values[node])
+                drift = _relative_error(dense.values[node][0], pruned.values[node][0][: len(probe)])
                 yield self._block_pruned(index, drift, time.perf_counter() - began)
-            if node.op == "output":
-                break
-            dense.free(node)
-            if pruned is not dense:
+            if node.op != "output":
+                dense.free(node)
                 pruned.free(node)
-        before, after = ([o.argmax(-1).cpu() for o in stream.outputs()] for stream in (dense, pruned))
-        return evaluate.compare(before, after, batches)
+        return pruned.outputs()[0][: len(probe)]
 
     def _prune_block(
         self, traced: Traced, stream: Stream, block: Block, kept: int, index: int, total: int
@@ -269,17 +283,6 @@ class _Run:
         self.blocks_pruned.append(event)
         return event
 
-    def _slice(self, dense: nn.Module, traced: Traced, batch: Batch) -> nn.Module:
-        """The sliced model, checked against the masked graph on a few calibration examples."""
-        pruned = copy.deepcopy(dense)
-        kept = {}
-        for event in self.blocks_pruned:
-            surgery.slice_block(pruned, event.block, event.selected)
-            kept[event.block.hidden] = (event.block, torch.tensor(event.selected, device=self.device))
-        few = batch if traced.fixed_batch else batch.first(CHECKED_EXAMPLES)
-        surgery.check_equal(masked_forward(traced, few, kept), evaluate.forward(pruned, few))
-        return pruned
-
     def _evaluate(
         self, dense: nn.Module, pruned: nn.Module, batches: list[Batch], work: float
     ) -> Generator[Event, None, evaluate.Comparison]:
@@ -330,11 +333,10 @@ def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:
     return few.float().clamp(-limit, limit).half().cpu()
 
 
-def _relative_error(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> float:
-    """||dense - pruned||_F^2 / ||dense||_F^2 over all batches; 0 where both are zero."""
-    energy = sum(statistics.squared_norm(value) for value in dense)
-    error = sum(statistics.squared_norm(d - p) for d, p in zip(dense, pruned, strict=True))
-    return error / energy if energy > 0 else 0.0
+def _relative_error(dense: Tensor, pruned: Tensor) -> float:
+    """||dense - pruned||_F^2 / ||dense||_F^2; 0 where the dense value is zero."""
+    energy = statistics.squared_norm(dense)
+    return statistics.squared_norm(dense - pruned) / energy if energy > 0 else 0.0
 
 
 def _block_report(event: BlockPruned) -> dict[str, Any]:

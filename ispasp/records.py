@@ -130,7 +130,8 @@ class BlockPruned:
         iterations: how many iterations it took.
         relative_residual: of this block alone, on the inputs that the pruned network gave it.
         drift: ||dense - pruned||_F^2 / ||dense||_F^2 of the consumer's output between the dense
-            and the pruned stream: this block's error and that of every block before it.
+            and the pruned stream, over the first few calibration examples: this block's error and
+            that of every block before it.
         seconds: wall time of statistics and selection.
     """
 

@@ -34,8 +34,9 @@ class RunRecord:
     Attributes:
         settings: everything needed to repeat the run, as plain values.
         report: before and after: ``params_*``, ``macs_*`` (per example), ``accuracy_*`` (None
-            without labels), ``agreement``, ``examples``, ``evaluated_on``, ``seconds``, ``device``,
-            and per block name, groups, kept, iterations, relative_residual, drift, selected.
+            without labels), ``agreement``, the number of ``examples`` both were measured on,
+            ``seconds``, ``device``, ``finished_at``, and per block name, groups, kept, iterations,
+            relative_residual, drift, selected.
         trace: every iteration of every block.
         started, blocks_started, blocks_pruned: the other events of the run.
     """

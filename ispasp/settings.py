@@ -50,10 +50,12 @@ class PruneSettings:
             )
 
 
-def check_whole_number(name: str, value: object, at_least: int) -> None:
-    """Refuse anything but an int of ``at_least`` or more with a SettingError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise SettingError(f"{name} is {value!r}; give a whole number of {at_least} or more.")
+def check_whole_number(name: str, value: object, at_least: int, at_most: int | None = None) -> None:
+    """Refuse anything but an int from ``at_least`` to ``at_most`` with a SettingError."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < at_least or (at_most is not None and value > at_most):  # type: ignore[operator]
+        accepted = f"of {at_least} or more" if at_most is None else f"from {at_least} to {at_most}"
+        raise SettingError(f"{name} is {value!r}; give a whole number {accepted}.")
 
 
 def check_keep(keep: object, name: str = "keep") -> float:

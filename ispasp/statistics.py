@@ -7,8 +7,9 @@ one support to the next needs only the groups that changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, fx
@@ -34,21 +35,27 @@ class Consumer:
     def __call__(self, hidden: Tensor, weight: Tensor | None = None) -> Tensor:
         """A(H) for ``hidden`` (N, d, h, w) or (..., d), with other weights where given."""
         weight = self.weight if weight is None else weight
-        if self.node.target in CONVOLUTIONS:
-            return self.node.target(hidden, weight, None, *self.node.args[3:])  # type: ignore[operator]
-        return self.node.target(hidden, weight)  # type: ignore[operator]
+        operation = cast(Callable[..., Tensor], self.node.target)
+        rest = (None, *self.node.args[3:]) if self.feature_dim == 1 else ()
+        return operation(hidden, weight, *rest)
 
 
 def squared_norm(value: Tensor) -> float:
-    """||value||_F^2, accumulated in float64 where the device has it."""
-    return float(torch.linalg.vector_norm(value, dtype=widest_float(value.device))) ** 2
+    """||value||_F^2, accumulated in single precision or better."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    return float(torch.linalg.vector_norm(value, dtype=wide)) ** 2
 
 
 class ResidualMeter:
     """||V||_F^2 of one support after another over the calibration data.
 
-    V = A(H_D), with D the dropped groups, is kept for all batches. A new support changes it by the
-    groups that entered or left, so that one iteration costs a small part of a consumer forward.
+    V = A(H) - A_S(H_S) is kept for all batches, beginning with no group selected. A new support
+    changes it by the groups that entered or left, so that an iteration costs a small part of a
+    consumer forward; where more groups moved than are dropped, V = A_D(H_D) is computed afresh from
+    the dropped groups D.
+
+    Attributes:
+        energy: ||A(H)||_F^2.
     """
 
     # Adding and subtracting loses about 1e-7 of the largest V seen; below this share of it (of its
@@ -61,31 +68,33 @@ class ResidualMeter:
         self.consumers = consumers
         self.hidden = hidden
         self.group_size = group_size
-        self.dropped = torch.zeros(groups, dtype=torch.bool, device=hidden[0].device)
-        self.values: list[list[Tensor]] | None = None
-        self.latest = self.largest = 0.0
+        self.values = [[consumer(batch) for batch in hidden] for consumer in consumers]
+        self.dropped = torch.ones(groups, dtype=torch.bool, device=hidden[0].device)
+        self.energy = self.latest = self.largest = self._norm()
 
     def __call__(self, selected: Tensor) -> float:
-        """||A(H) - A_S(H_S)||_F^2 for the support ``selected``, a (d,) bool mask."""
+        """||V||_F^2 for the support ``selected``, a (d,) bool mask."""
         dropped = ~selected
         change = dropped.int() - self.dropped.int()
         moved = change.nonzero().flatten()
-        if self.values is None or len(moved) >= max(1, int(dropped.sum())):
-            return self._afresh(dropped)
         if len(moved) == 0:
             return self.latest
-        self._add(moved, change[moved])
         self.dropped = dropped
-        residual = self._norm()
-        return residual if residual > self.REFRESH_BELOW * self.largest else self._afresh(dropped)
+        if len(moved) <= int(dropped.sum()):
+            self._add(moved, change[moved])
+            self.latest = self._norm()
+        if len(moved) > int(dropped.sum()) or self.latest < self.REFRESH_BELOW * self.largest:
+            self._afresh()
+        self.largest = max(self.largest, self.latest)
+        return self.latest
 
-    def _afresh(self, dropped: Tensor) -> float:
-        groups = dropped.nonzero().flatten()
-        self.values = None
+    def _afresh(self) -> None:
+        for values in self.values:
+            for value in values:
+                value.zero_()
+        groups = self.dropped.nonzero().flatten()
         self._add(groups, torch.ones_like(groups))
-        self.dropped = dropped
-        self.largest = 0.0
-        return self._norm()
+        self.latest = self.largest = self._norm()
 
     def _add(self, groups: Tensor, sign: Tensor) -> None:
         """V += A(H_groups), each group with its sign."""
@@ -93,23 +102,14 @@ class ResidualMeter:
             return
         index = features(groups, self.group_size)
         signs = sign.repeat_interleave(self.group_size)
-        fresh = self.values is None
-        self.values = [[] for _ in self.consumers] if self.values is None else self.values
         for consumer, values in zip(self.consumers, self.values, strict=True):
             shape = [1, -1] + [1] * (consumer.weight.ndim - 2)
             weight = consumer.weight.index_select(1, index) * signs.to(consumer.weight.dtype).view(shape)
-            for number, hidden in enumerate(self.hidden):
-                part = consumer(hidden.index_select(consumer.feature_dim, index), weight)
-                if fresh:
-                    values.append(part)
-                else:
-                    values[number] += part
+            for value, hidden in zip(values, self.hidden, strict=True):
+                value += consumer(hidden.index_select(consumer.feature_dim, index), weight)
 
     def _norm(self) -> float:
-        residual = sum(squared_norm(value) for values in self.values or [] for value in values)
-        self.largest = max(self.largest, residual)
-        self.latest = residual
-        return residual
+        return sum(squared_norm(value) for values in self.values for value in values)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,6 @@ class Statistics:
         hidden_map: H summed over the examples: (1, d, h, w), or (1, d * group_size) for linear
             consumers, where tokens are summed too.
         hidden_sum: (d,) float64, sum of H over examples, positions and the group's features.
-        energy: ||A(H)||_F^2.
         residual: ||A(H) - A_S(H_S)||_F^2 for a (d,) bool mask S.
     """
 
@@ -130,12 +129,16 @@ class Statistics:
     consumers: tuple[Consumer, ...]
     hidden_map: Tensor
     hidden_sum: Tensor
-    energy: float
     residual: ResidualMeter
 
     @property
     def groups(self) -> int:
         return self.block.groups
+
+    @property
+    def energy(self) -> float:
+        """||A(H)||_F^2."""
+        return self.residual.energy
 
     def importance(self, selected: Tensor) -> Tensor:
         """y (d,) float64: the gradient of 1/2 ||V||_F^2 in H, summed over each group.
@@ -167,7 +170,7 @@ def per_group(feature_map: Tensor, dim: int, block: Block) -> Tensor:
 def collect(block: Block, consumers: Sequence[Consumer], hidden: Sequence[Tensor]) -> Statistics:
     """Take a block's statistics from its hidden representation, one tensor per batch.
 
-    Costs one consumer forward over the data (for the energy); everything else is sums.
+    Costs one consumer forward over the data, from which the residual starts; the rest is sums.
     """
     dim = consumers[0].feature_dim
     wide = widest_float(hidden[0].device)
@@ -180,6 +183,5 @@ def collect(block: Block, consumers: Sequence[Consumer], hidden: Sequence[Tensor
         # faster than double in convolutions.
         hidden_map=total.to(torch.promote_types(hidden[0].dtype, torch.float32)),
         hidden_sum=per_group(total, dim, block),
-        energy=sum(squared_norm(consumer(values)) for consumer in consumers for values in hidden),
         residual=ResidualMeter(consumers, hidden, block.groups, block.group_size),
     )

@@ -1,23 +1,23 @@
 """Execute a traced model node by node over all calibration batches in step.
 
-Two streams run side by side: the dense network and the one pruned so far. Each value is freed after
-its last use, so memory holds what is live at one point of the network, however deep it is.
+Two streams run side by side: the dense network and the one pruned so far. In the pruned stream every
+producer has its full width and every consumer reads the kept groups alone, so it computes what the
+network with masked groups computes. Each value is freed after its last use: memory holds what is live at
+one point of the network, however deep it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ispasp.blocks import features
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError
 from ispasp.graph import Traced
-from ispasp.records import Block
 
 
 class Stream:
@@ -62,15 +62,6 @@ class Stream:
         for dead in self.traced.last_used[node]:
             self.values.pop(dead, None)
 
-    def fork(self) -> Stream:
-        """A second stream from here on. Values are copied, because operations may work in place."""
-        twin = Stream.__new__(Stream)
-        twin.traced, twin.count, twin.fixed = self.traced, self.count, dict(self.fixed)
-        twin.values = {
-            node: pytree.tree_map_only(Tensor, torch.clone, values) for node, values in self.values.items()
-        }
-        return twin
-
     @torch.no_grad()
     def narrow(self, hidden: fx.Node, weights: Sequence[fx.Node], dim: int, index: Tensor) -> None:
         """Keep only the features ``index`` of a hidden representation and of its consumers' weights."""
@@ -83,26 +74,3 @@ class Stream:
         node = next(node for node in self.traced.nodes if node.op == "output")
         leaves = [leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node)]
         return self.values[leaves[0]]
-
-
-@torch.no_grad()
-def masked_forward(traced: Traced, batch: Batch, kept: Mapping[str, tuple[Block, Tensor]]) -> Tensor:
-    """The model's first output with pruned groups set to zero instead of removed.
-
-    Args:
-        kept: for the node name of each hidden representation, its block and the kept groups.
-    """
-    stream = Stream(traced, [batch.to(batch.tensors[0].device)])
-    for node in traced.nodes:
-        for _ in stream.run(node):
-            pass
-        if node.name in kept:
-            block, groups = kept[node.name]
-            value = stream.values[node][0]
-            mask = torch.zeros(block.groups * block.group_size, dtype=value.dtype, device=value.device)
-            mask[features(groups, block.group_size)] = 1
-            # Groups lie along the last dimension, or along 1 before spatial dimensions.
-            stream.values[node] = [value * (mask.view(-1, 1, 1) if value.ndim == 4 else mask)]
-        if node.op != "output":
-            stream.free(node)
-    return stream.outputs()[0]

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,10 +184,12 @@ def accuracy(model: nn.Module, data: LabelledImages, recipe: Recipe) -> float:
 def train(model: nn.Module, data: LabelledImages, recipe: Recipe, seed: int) -> None:
     """SGD with Nesterov momentum, a one-cycle learning rate and label smoothing 0.1, in place."""
     generator = torch.Generator().manual_seed(seed)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1]},
+    ]
     optimiser = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain}],
+        groups,
         lr=recipe.learning_rate,
         momentum=0.9,
         nesterov=True,

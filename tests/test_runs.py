@@ -33,7 +33,6 @@ def test_a_run_is_listed_opened_and_loaded_again(saved: Path) -> None:
     assert RunSettings.of(record) == SETTINGS
     assert summary.report == record.report
     assert 0.9 < record.report["accuracy_before"] <= 1
-    assert record.report["evaluated_on"] == "evaluation"
     assert record.report["examples"] == 1000
     card = zoo.card("mnist_mlp")
     test = data.batches(data.sample_images("mnist", "test"), card.mean, card.std)
