@@ -141,7 +141,7 @@ def _select(
     """Algorithm 1 over the stored hidden representation of one block; the kept channels, sorted."""
     groups = consumer.in_channels
     candidate_count = min(groups, math.floor(candidate_factor * s + 1e-9))
-    hidden_sum = sum(batch.double().sum((0, 2, 3)) for batch in stored).to(device)  # type: ignore[union-attr]
+    hidden_sum = sum(batch.double().sum((0, 2, 3)) for batch in stored).to(device) 
     selected = torch.zeros(0, dtype=torch.long, device=device)
     for _ in range(iterations):
         importance = torch.zeros(groups, dtype=torch.float64, device=device)

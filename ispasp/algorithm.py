@@ -86,7 +86,8 @@ def record(
     started: float,
 ) -> Iteration:
     """The frozen record of one iteration; sets are (d,) bool masks. Measures the residual."""
-    residual = statistics.residual(selected)
+    residual = statistics.output.select(selected)
+    energy = statistics.output.energy
     return Iteration(
         block=statistics.block.name,
         t=t,
@@ -97,7 +98,7 @@ def record(
         added=indices(selected & ~previous),
         dropped=indices(previous & ~selected),
         residual=residual,
-        relative_residual=residual / statistics.energy if statistics.energy > 0 else 0.0,
+        relative_residual=residual / energy if energy > 0 else 0.0,
         converged=converged,
         seconds=time.perf_counter() - started,
     )

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ispasp.calibration import Batch
 from ispasp.errors import ModelError
+from ispasp.graph import exclusive
 
 
 def first_tensor(output: object) -> Tensor:
@@ -92,11 +93,6 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, batch: Batch) -> int:
     """Multiply-adds (MACs) of one example: convolutions and matrix products, half of torch's FLOPs."""
     example = batch.first(1).to(device_of(model))
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(*example.inputs, **example.keywords)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
+    with exclusive(), FlopCounterMode(display=False) as counter:
+        model(*example.inputs, **example.keywords)
     return counter.get_total_flops() // 2

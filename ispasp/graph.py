@@ -6,8 +6,11 @@ their modules, so that what is learnt about the graph can be carried back to the
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,9 @@ from ispasp.errors import ModelError
 aten = torch.ops.aten
 CONVOLUTIONS = {aten.conv2d.default, aten.conv2d.padding}
 CONSUMERS = {*CONVOLUTIONS, aten.linear.default}
+
+
+_TRACING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,22 @@ class Traced:
         return elements
 
 
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Trace or count alone: both change the state of the whole process.
+
+    Attention's fast path is off meanwhile, because it hides a transformer layer's operations in a
+    single one.
+    """
+    with _TRACING:
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
 def trace(model: nn.Module, example: Batch) -> Traced:
     """Trace ``model`` on ``example``, with a dynamic batch dimension.
 
@@ -70,11 +92,8 @@ def trace(model: nn.Module, example: Batch) -> Traced:
         )
     shapes: tuple[Any, ...] = tuple({0: Dim.AUTO} for _ in example.inputs)
     keyword_shapes = {name: {0: Dim.AUTO} for name in example.keywords}
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    # The fast path would hide a transformer layer's operations in a single one.
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with exclusive(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(
                 model,
@@ -89,8 +108,6 @@ def trace(model: nn.Module, example: Batch) -> Traced:
             f"{', '.join(str(tuple(t.shape)) for t in example.tensors)}: {cause}. "
             "Give inputs that its forward accepts; data-dependent control flow must be removed."
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
     module = exported.module()
     nodes = tuple(
         node

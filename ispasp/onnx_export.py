@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import io
 import os
-import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,14 +18,12 @@ from torch import Tensor, nn
 
 from ispasp.calibration import Batch
 from ispasp.errors import ExportError, SettingError, listing
+from ispasp.graph import exclusive
 from ispasp.parity import Parity, check_parity, check_tolerance, compare, cpu_copy, leaves, plain, reason
 
 __all__ = ["Inputs", "OnnxReport", "Parity", "check_parity", "export_onnx"]
 
 Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
-
-# The exporter and the redirection of stdout both change the state of the whole process.
-_EXPORTER = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -197,19 +194,12 @@ def _reserved(target: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """One export at a time, and its chatter off stdout, which belongs to the caller."""
-    with _EXPORTER, contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
 def _proto(model: nn.Module, example: Batch, names: list[str], outputs: list[str]) -> onnx.ModelProto:
     if len(example) == 1:
         example = _longer(example)  # attention traced with one example is fixed to one
     axes = {0: "batch"}
     try:
-        with _alone(), torch.no_grad():
+        with exclusive(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 example.inputs,

@@ -10,10 +10,10 @@ import dataclasses
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ispasp import blocks as block_finding
 from ispasp import calibration as calibration_data
@@ -24,13 +24,14 @@ from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError, ModelError, SettingError, listing
 from ispasp.graph import Traced, trace
 from ispasp.records import Block, BlockPruned, BlockStarted, Event, Finished, Iteration, Progress, Started
+from ispasp.residual import Consumer, squared_norm
 from ispasp.result import PruneResult
 from ispasp.settings import PruneSettings, check_keep, groups_to_keep
 from ispasp.stream import Stream
 
 SAMPLE_EXAMPLES = 4  # examples of each hidden representation that an inspector can show
-PROBE_SHARE = 16  # the dense stream runs over one in so many calibration examples,
-PROBE_LEAST = 8  # but over no fewer than this
+PROBE_SHARE = 32  # the dense stream runs over one in so many calibration examples,
+PROBE_LEAST = 2  # but over no fewer than this
 PROGRESS_SECONDS = 0.05  # a Progress event at most this often
 
 
@@ -235,15 +236,12 @@ class _Run:
     def _prune_block(
         self, traced: Traced, stream: Stream, block: Block, kept: int, index: int, total: int
     ) -> Iterator[Event]:
-        """Select this block's groups on the pruned stream and narrow the stream to them."""
+        """Select this block's groups on the pruned stream, whose consumers then read them alone."""
         by_name = {node.name: node for node in traced.nodes}
-        hidden = by_name[block.hidden]
-        weights = [by_name[name].args[1] for name in block.reads]
-        consumers = [
-            statistics.Consumer(by_name[name], stream.fixed[weight])  # type: ignore[index]
-            for name, weight in zip(block.reads, weights, strict=True)
-        ]
-        collected = statistics.collect(block, consumers, stream.values[hidden])
+        reads = [by_name[name] for name in block.reads]
+        hidden = stream.values[by_name[block.hidden]]
+        consumers = [Consumer(read, stream.fixed[cast(fx.Node, read.args[1])]) for read in reads]
+        collected = statistics.collect(block, consumers, hidden)
         candidates = candidate_count(block.groups, kept, self.settings.candidate_factor)
         started = BlockStarted(
             block=block,
@@ -251,8 +249,7 @@ class _Run:
             total=total,
             keep_groups=kept,
             one_iteration_decides=candidates == block.groups,
-            energy=collected.energy,
-            sample=_sample(stream.values[hidden][0], block, consumers[0].feature_dim),
+            sample=_sample(hidden[0], block, consumers[0].feature_dim),
         )
         self.blocks_started.append(started)
         yield started
@@ -261,13 +258,8 @@ class _Run:
         for iteration in selectors.get(settings.selector)(collected, kept, options):
             self.trace.append(iteration)
             yield iteration
-        selected = torch.tensor(self.trace[-1].selected, device=self.device)
-        stream.narrow(
-            hidden,
-            weights,  # type: ignore[arg-type]
-            consumers[0].feature_dim,
-            block_finding.features(selected, block.group_size),
-        )
+        for consumer, kept_outputs in zip(consumers, collected.output.kept, strict=True):
+            stream.replace(consumer.node, [consumer.add_bias(out, stream.fixed) for out in kept_outputs])
 
     def _block_pruned(self, index: int, drift: float, seconds: float) -> BlockPruned:
         last = self.trace[-1]
@@ -335,8 +327,8 @@ def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:
 
 def _relative_error(dense: Tensor, pruned: Tensor) -> float:
     """||dense - pruned||_F^2 / ||dense||_F^2; 0 where the dense value is zero."""
-    energy = statistics.squared_norm(dense)
-    return statistics.squared_norm(dense - pruned) / energy if energy > 0 else 0.0
+    energy = squared_norm(dense)
+    return squared_norm(dense - pruned) / energy if energy > 0 else 0.0
 
 
 def _block_report(event: BlockPruned) -> dict[str, Any]:

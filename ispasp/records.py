@@ -105,7 +105,6 @@ class BlockStarted:
         total: number of visited blocks.
         keep_groups: groups that will be kept (s), after rounding.
         one_iteration_decides: True where c*s >= d, so that every group is a candidate.
-        energy: ||A(H)||_F^2 over the calibration set.
         sample: hidden representation of the first few calibration examples, on the CPU:
             (n, d, h, w) float16 for channels, (n, d) float16 for neurons.
     """
@@ -115,7 +114,6 @@ class BlockStarted:
     total: int
     keep_groups: int
     one_iteration_decides: bool
-    energy: float
     sample: Tensor = field(repr=False, compare=False)
 
 

@@ -1,9 +1,9 @@
 """Execute a traced model node by node over all calibration batches in step.
 
 Two streams run side by side: the dense network and the one pruned so far. In the pruned stream every
-producer has its full width and every consumer reads the kept groups alone, so it computes what the
-network with masked groups computes. Each value is freed after its last use: memory holds what is live at
-one point of the network, however deep it is.
+producer has its full width and every pruned consumer's output is replaced by what the kept groups give,
+so it computes what the network with masked groups computes. Each value is freed after its last use:
+memory holds what is live at one point of the network, however deep it is.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ class Stream:
 
     Attributes:
         values: for each live node, its value in every batch.
-        fixed: the parameter, buffer or constant of each ``get_attr`` node; a pruned stream
-            replaces consumers' weights here.
+        fixed: the parameter, buffer or constant of each ``get_attr`` node.
     """
 
     def __init__(self, traced: Traced, batches: Sequence[Batch]) -> None:
@@ -34,6 +33,7 @@ class Stream:
         self.count = len(batches)
         self.fixed: dict[fx.Node, Tensor] = {node: value.detach() for node, value in traced.fixed.items()}
         self.values: dict[fx.Node, list[Any]] = {}
+        self.ready: dict[fx.Node, list[Tensor]] = {}
         placeholders = [node for node in traced.nodes if node.op == "placeholder"]
         given = len(batches[0].tensors)
         if len(placeholders) != given:
@@ -44,6 +44,9 @@ class Stream:
     @torch.no_grad()
     def run(self, node: fx.Node) -> Iterator[None]:
         """Execute ``node`` batch by batch; yields after each so that the caller may stop."""
+        if node in self.ready:
+            self.values[node] = self.ready.pop(node)
+            return
         if node.op != "call_function":
             return
         operation: Callable[..., Any] = node.target  # type: ignore[assignment]
@@ -62,12 +65,9 @@ class Stream:
         for dead in self.traced.last_used[node]:
             self.values.pop(dead, None)
 
-    @torch.no_grad()
-    def narrow(self, hidden: fx.Node, weights: Sequence[fx.Node], dim: int, index: Tensor) -> None:
-        """Keep only the features ``index`` of a hidden representation and of its consumers' weights."""
-        self.values[hidden] = [value.index_select(dim, index) for value in self.values[hidden]]
-        for weight in weights:
-            self.fixed[weight] = self.fixed[weight].index_select(1, index)
+    def replace(self, node: fx.Node, results: list[Tensor]) -> None:
+        """Give ``node`` these values, one per batch; it is not executed when it comes up."""
+        self.ready[node] = results
 
     def outputs(self) -> list[Tensor]:
         """The model's first output tensor, in every batch."""

@@ -1,0 +1,277 @@
+"""The app without a browser: what a person reads after each click, on the real library with small inputs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from ispasp.jobs import State, registry
+
+MAIN = Path(__file__).resolve().parent.parent / "ui" / "main.py"
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("ISPASP_RUNS", str(folder))
+    yield folder
+    for job in registry.jobs():
+        job.cancel()
+    assert all(job.wait(timeout=60) for job in registry.jobs())
+
+
+def visit(**query: str) -> AppTest:
+    """A browser session of its own; the small model unless told otherwise."""
+    app = AppTest.from_file(str(MAIN), default_timeout=120)
+    for name, value in ({"model": "mnist_mlp", "keep": "0.2"} | query).items():
+        app.query_params[name] = value
+    return sound(app.run())
+
+
+def sound(app: AppTest) -> AppTest:
+    assert not app.exception, app.exception[0].value
+    return app
+
+
+def words(app: AppTest) -> str:
+    """Everything a person can read on the page, roughly."""
+    bars = [bar.proto.text for bar in app.get("progress")]
+    kinds = (app.title, app.subheader, app.markdown, app.caption, app.error, app.info, app.warning)
+    return "\n".join([*bars, *(str(element.value) for kind in kinds for element in kind)])
+
+
+def until(app: AppTest, done: Callable[[], bool], seconds: float = 120) -> None:
+    """Look again, as the page does by itself in a browser, until ``done``."""
+    limit = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < limit, words(app)
+        time.sleep(0.25)
+        sound(app.run())
+
+
+def press(app: AppTest, key: str) -> AppTest:
+    return sound(app.button(key=key).click().run())
+
+
+def few_samples(app: AppTest) -> AppTest:
+    return sound(app.number_input(key="samples").set_value(64).run())
+
+
+def finish(app: AppTest) -> str:
+    """Run to the end; the run's id."""
+    press(app, "run_button")
+    until(app, lambda: "run" in app.query_params)
+    return seen(app, "run")
+
+
+def seen(app: AppTest, kind: str) -> str:
+    """The id of the job or run in the address."""
+    value = app.query_params[kind]
+    return value if isinstance(value, str) else value[0]
+
+
+def enabled(app: AppTest) -> set[str]:
+    names = ("run_button", "step_button", "pause_button", "stop_button")
+    return {name.removesuffix("_button") for name in names if not app.button(key=name).disabled}
+
+
+def test_the_first_visit_has_a_sample_chosen_and_says_what_to_do() -> None:
+    app = sound(AppTest.from_file(str(MAIN), default_timeout=120).run())
+    assert app.selectbox(key="model").value == "cifar10_resnet20"
+    assert app.number_input(key="keep").value == app.slider(key="keep_slider").value == 0.5
+    assert app.number_input(key="multiple").value == 8
+    assert "Press Run" in words(app) and "Ready." in words(app)
+    assert enabled(app) == {"run", "step"}
+    assert [metric.label for metric in app.metric] == [
+        "Parameters",
+        "MACs per image",
+        "Accuracy",
+        "Agreement",
+    ]
+
+
+def test_run_to_the_end_shows_dense_against_pruned_and_can_be_opened_again(runs_folder: Path) -> None:
+    app = few_samples(visit())
+    run = finish(app)
+    text = words(app)
+    assert "Finished" in text and "converged" in text and "Result: dense against pruned" in text
+    assert [metric.label for metric in app.metric] == [
+        "Parameters",
+        "MACs per image",
+        "Accuracy",
+        "Agreement",
+    ]
+    assert "dense" in app.metric[0].delta and app.metric[3].value.endswith("%")
+    assert (runs_folder / run / "run.json").is_file()
+    assert not app.button(key="export_button").disabled
+
+    other = visit(run=run)  # another browser, or the same one after a restart: only the disk remembers
+    assert "Finished" in words(other) and other.metric[0].value == app.metric[0].value
+
+    sound(app.switch_page("../pages/runs.py").run())
+    assert "mnist_mlp" in words(app) and "0.2" in words(app)
+    assert f"open_{run}" in {button.key for button in app.button}
+
+
+def test_step_goes_one_iteration_at_a_time() -> None:
+    app = few_samples(visit())
+    for t in (1, 2):
+        press(app, "step_button")
+        until(app, lambda: "Paused" in words(app))
+        assert f"Iteration {t}:" in words(app)
+    assert " in, " in words(app) and "→" in words(app)
+    assert enabled(app) == {"run", "step", "stop"}
+    assert "Settings are locked" in words(app)
+    assert app.number_input(key="keep").disabled and app.selectbox(key="model").disabled
+    press(app, "run_button")
+    until(app, lambda: "run" in app.query_params)
+
+
+def test_stop_says_that_nothing_was_saved(runs_folder: Path) -> None:
+    app = few_samples(visit())
+    press(app, "step_button")
+    until(app, lambda: "Paused" in words(app))
+    press(app, "stop_button")
+    until(app, lambda: "Stopped" in words(app))
+    assert "nothing was saved" in words(app) and "press Run" in words(app)
+    assert enabled(app) == {"run", "step"}
+    assert not list(runs_folder.glob("*")) and not app.number_input(key="keep").disabled
+
+
+def test_a_failure_is_one_sentence_with_what_to_do(runs_folder: Path) -> None:
+    runs_folder.write_text("a file where the folder should be")
+    app = few_samples(visit())
+    press(app, "run_button")
+    until(app, lambda: "Failed" in words(app))
+    (error,) = app.error
+    assert str(runs_folder) in error.value and "Traceback" not in error.value
+    assert enabled(app) == {"run", "step"} and not app.number_input(key="keep").disabled
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [(0.0, "0 was given"), (1.5, "1.5 was given"), (-0.1, "-0.1 was given")],
+)
+def test_a_keep_ratio_that_cannot_be_used(keep: float, said: str) -> None:
+    app = visit()
+    sound(app.number_input(key="keep").set_value(keep).run())
+    (error,) = app.error
+    assert said in error.value and "above 0 and up to 1" in error.value
+    assert enabled(app) == set()
+    sound(app.number_input(key="keep").set_value(0.25).run())
+    assert not app.error and enabled(app) == {"run", "step"} and app.slider(key="keep_slider").value == 0.25
+
+
+def test_the_slider_moves_the_exact_field_and_follows_the_address() -> None:
+    app = visit(keep="0.2")
+    assert app.slider(key="keep_slider").value == app.number_input(key="keep").value == 0.2
+    sound(app.slider(key="keep_slider").set_value(0.37).run())
+    assert app.number_input(key="keep").value == 0.37
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("samples", 513, "1 to 512"),
+        ("samples", 0, "1 to 512"),
+        ("multiple", 0, "1 or more"),
+        ("iterations", 0, "1 or more"),
+        ("seed", -1, "0 or more"),
+        ("candidate_factor", 0.5, "1 or more"),
+    ],
+)
+def test_other_settings_that_cannot_be_used(key: str, value: float, said: str) -> None:
+    app = visit()
+    sound(app.number_input(key=key).set_value(value).run())
+    (error,) = app.error
+    assert said in error.value
+    assert enabled(app) == set()
+
+
+def test_two_sessions_do_not_disturb_each_other() -> None:
+    first, second = few_samples(visit()), few_samples(visit(keep="0.4"))
+    press(first, "step_button")
+    until(first, lambda: "Paused" in words(first))
+    assert "Ready." in words(sound(second.run()))
+    run = finish(second)
+    assert "Paused" in words(sound(first.run())) and "run" not in first.query_params
+    assert "keep0.4" in run
+    paused = [job for job in registry.jobs() if job.state is State.PAUSED]
+    assert [job.id for job in paused] == [seen(first, "job")]
+
+    watching = visit(job=paused[0].id)  # the same job by its address, in a third browser
+    assert "Paused" in words(watching) and "Iteration 1:" in words(watching)
+
+
+def test_work_survives_a_change_of_page_and_is_listed() -> None:
+    app = few_samples(visit())
+    press(app, "step_button")
+    until(app, lambda: "Paused" in words(app))
+    sound(app.switch_page("../pages/runs.py").run())
+    assert "Under way" in words(app) and "Paused on cpu" in words(app)
+    sound(app.switch_page("../pages/explore.py").run())
+    assert "Paused" in words(app) and enabled(app) == {"run", "step", "stop"}
+
+
+def test_changing_settings_keeps_the_finished_result() -> None:
+    app = few_samples(visit())
+    finish(app)
+    before = app.metric[0].value
+    sound(app.number_input(key="keep").set_value(0.6).run())
+    assert app.metric[0].value == before
+    assert "Run makes a new one with the settings above" in words(app)
+
+
+@pytest.mark.parametrize("query", [{"job": "gone"}, {"run": "gone"}, {"run": "../../etc"}])
+def test_what_is_no_longer_there_is_said_in_a_sentence(query: dict[str, str]) -> None:
+    app = visit(**query)
+    assert "Runs page" in words(app) and "Ready." in words(app)
+    assert enabled(app) == {"run", "step"}
+
+
+def test_a_damaged_run_is_listed_with_its_problem(runs_folder: Path) -> None:
+    (runs_folder / "broken").mkdir(parents=True)
+    (runs_folder / "broken" / "run.json").write_text("{")
+    app = visit()
+    sound(app.switch_page("../pages/runs.py").run())
+    assert "cannot be opened" in words(app)
+
+
+def test_no_runs_yet_says_what_to_do() -> None:
+    app = visit()
+    sound(app.switch_page("../pages/runs.py").run())
+    assert "No finished run yet" in words(app) and "press Run" in words(app)
+
+
+def test_a_job_behind_another_says_that_it_waits() -> None:
+    free = threading.Event()
+
+    def occupy() -> Iterator[None]:
+        free.wait(60)
+        yield None
+
+    first = registry.submit("something long", occupy, "cpu")
+    assert first.wait(State.RUNNING)
+    app = few_samples(visit())
+    press(app, "run_button")
+    assert "Waiting" in words(app) and "1 job is before this one" in words(app)
+    assert enabled(app) == {"pause", "stop"}
+    free.set()
+    until(app, lambda: "run" in app.query_params)
+
+
+def test_an_export_is_a_job_of_its_own_that_can_be_stopped(runs_folder: Path) -> None:
+    app = few_samples(visit())
+    run = finish(app)
+    press(app, "export_button")
+    assert "Exporting" in words(app)
+    watching = visit(run=run)  # whoever opens the run sees the export under way
+    assert "Exporting" in words(watching)
+    press(app, "stop_export")
+    until(app, lambda: "The export was stopped; nothing of it was kept." in words(app))
+    assert not (runs_folder / run / "export").exists() and not app.button(key="export_button").disabled

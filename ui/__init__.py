@@ -1,0 +1,1 @@
+"""What the pages share: widgets and layout. No mathematics, no torch."""

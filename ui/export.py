@@ -1,0 +1,151 @@
+"""Take the result away: ONNX with parity, latency dense against pruned, downloads. A job of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from ispasp import figures, runs
+from ispasp.errors import ISpaSPError
+from ispasp.jobs import Job, State, registry
+from ispasp.narrative import duration
+from ui import style
+from ui.words import HELP
+
+
+def _begin(path: Path) -> None:
+    try:
+        # Latency is measured on the CPU: in its slot, so that no other job of this server runs beside it.
+        registry.submit(f"Export {path.name}", lambda: runs.export_run(path), "cpu", subject=str(path))
+    except ISpaSPError as problem:
+        st.session_state.refused = str(problem)
+
+
+def draw(path: Path) -> None:
+    """The section under the result.
+
+    Args:
+        path: the saved run's folder.
+    """
+    st.subheader("Take it away: export", anchor="export")
+    job = registry.about(str(path))
+    report = runs.export_report(path)
+    if job is not None and not job.state.ended:
+        _running(job)
+        return
+    if report is not None:
+        _report(path, report)
+        return
+    if job is not None and job.state is State.FAILED:
+        st.error(f"The export failed. {job.snapshot().error}")
+    elif job is not None and job.state is State.CANCELLED:
+        st.caption("The export was stopped; nothing of it was kept.")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Export to ONNX", key="export_button", type="primary", help=HELP["onnx"], on_click=_begin,
+            args=(path,),
+        )  # fmt: skip
+        _download_saved(path)
+        st.caption(
+            "Writes the dense and the pruned model as ONNX, compares both with torch on the test images, and "
+            "measures their latency in onnxruntime. About half a minute.",
+            width=560,
+        )
+
+
+def _running(job: Job) -> None:
+    @st.fragment(run_every=0.5)
+    def live() -> None:
+        view = job.snapshot()
+        if view.state.ended:
+            st.rerun()
+        left = f" · about {duration(view.seconds_left)} left" if view.seconds_left is not None else ""
+        waiting = "Waiting for the device; it starts by itself" if view.state is State.QUEUED else ""
+        st.progress(view.done, text=f"**Exporting:** {waiting or view.doing or 'starting'}{left}")
+
+    live()
+    st.button("Stop the export", key="stop_export", on_click=job.cancel, help=HELP["stop"])
+
+
+def _download_saved(path: Path) -> None:
+    st.download_button(
+        "Download saved model",
+        data=lambda: runs.archive(path),
+        file_name=f"{path.name}.zip",
+        mime="application/zip",
+        on_click="ignore",
+        key="download_saved",
+        help="The run as a zip: weights (safetensors), settings, report and every iteration. "
+        "ispasp.load reads it after unpacking.",
+    )
+
+
+def _report(path: Path, report: dict[str, Any]) -> None:
+    latency, pruned, dense = report["latency"], report["onnx"], report["dense_onnx"]
+    left, right = st.columns([1, 1.25], gap="medium")
+    with left:
+        st.markdown(
+            f"**Latency**, batch of {latency['batch']}, {_threads(latency['threads'])}", help=HELP["latency"]
+        )
+        st.plotly_chart(
+            figures.latency_figure(latency, style.dark()),
+            key="latency_plot",
+            config={"displayModeBar": False},
+            alt="Latency of the dense and the pruned model",
+        )
+        st.markdown(_verdict(latency))
+    with right:
+        st.markdown("**Files and parity with torch**", help=HELP["parity"])
+        st.dataframe(
+            _table(dense, pruned, latency), hide_index=True, alt="Files, parity and latency", height="content"
+        )
+        with st.container(horizontal=True):
+            file = path / pruned["path"]
+            st.download_button(
+                "Download ONNX",
+                data=file.read_bytes,
+                file_name=f"{path.name}.onnx",
+                mime="application/octet-stream",
+                type="primary",
+                on_click="ignore",
+                key="download_onnx",
+                help=HELP["onnx"],
+            )
+            _download_saved(path)
+            st.button("Export again", key="export_again", on_click=_begin, args=(path,))
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _verdict(latency: dict[str, Any]) -> str:
+    """The ratio with its interval, in words that promise no more than was measured."""
+    interval = f"{latency['ratio_low']:.2f} to {latency['ratio_high']:.2f}"
+    if latency["ratio_low"] > 1:
+        said = f"**{latency['ratio']:.2f} times as fast** as the dense model"
+    elif latency["ratio_high"] < 1:
+        said = f"**Slower** than the dense model: {latency['ratio']:.2f} times as fast"
+    else:
+        said = f"**No difference that can be told from noise**: {latency['ratio']:.2f} times as fast"
+    return f"{said} (95 % interval {interval}, {latency['pairs']:,} pairs of batches in turns)."
+
+
+def _table(dense: dict[str, Any], pruned: dict[str, Any], latency: dict[str, Any]) -> pd.DataFrame:
+    def row(name: str, file: dict[str, Any], time: dict[str, Any]) -> dict[str, str]:
+        agreement = file["top1_agreement"]
+        return {
+            "Model": name,
+            "File": f"{file['bytes'] / 1e6:.2f} MB",
+            "Opset": str(file["opset"]),
+            "Largest difference": f"{file['max_abs_diff']:.1e}",
+            "relative": f"{file['max_rel_diff']:.1e}",
+            "Same answer": "–" if agreement is None else f"{100 * agreement:.1f} % of {file['examples']:,}",
+            "Median": f"{time['median_ms']:.3g} ms",
+            "95 %": f"{time['p95_ms']:.3g} ms",
+        }
+
+    return pd.DataFrame([row("dense", dense, latency["dense"]), row("pruned", pruned, latency["pruned"])])

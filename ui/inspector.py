@@ -1,0 +1,90 @@
+"""One group, looked into: its filters, what it answers to a few images, and why it stayed or went."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from ispasp import zoo
+from ispasp.narrative import group_story, ordinal
+from ispasp.runs import RunSettings
+from ui import library
+from ui.view import BlockView
+from ui.words import HELP
+
+
+def _key(block: BlockView) -> str:
+    return f"look_group_{block.block.name}"
+
+
+def group_in_view(block: BlockView, t: int) -> int:
+    """The group the person picked in this block; at first the kept one with the largest hidden sum."""
+    group = st.session_state.get(_key(block))
+    if group is None or not 0 <= group < block.block.groups:
+        group = int(block.trace[t - 1].hidden_sum.argmax())
+        st.session_state[_key(block)] = group
+    return group
+
+
+def look_at(block: BlockView, group: int, t: int) -> None:
+    """Look at this group and iteration from now on, and draw again where that is a change."""
+    key = f"look_t_{block.block.name}"
+    changed = st.session_state.get(_key(block)) != group or st.session_state.get(key, t) != t
+    if changed:
+        # The widgets of these keys were drawn already in this run: hand over by way of the next one.
+        st.session_state.look_next = {_key(block): group, **({key: t} if key in st.session_state else {})}
+        st.rerun()
+
+
+def take_over() -> None:
+    """Apply what :func:`look_at` asked for; call before any of its widgets is drawn."""
+    for key, value in st.session_state.pop("look_next", {}).items():
+        st.session_state[key] = value
+
+
+def draw(block: BlockView, t: int, settings: RunSettings, live: bool) -> None:
+    """The inspector's column. Its pictures would flicker while the work goes on, so it waits."""
+    kind = block.block.kind
+    st.subheader(f"Look into a {kind}", anchor=False, help=HELP["group"])
+    if live:
+        st.caption(f"Press Pause, or wait for the end, to see a {kind}'s filters and answers.")
+        return
+    assert block.started is not None
+    group = int(
+        st.number_input(
+            f"{kind.capitalize()} (0 to {block.block.groups - 1}), or click one in the map",
+            min_value=0,
+            max_value=block.block.groups - 1,
+            step=1,
+            key=_key(block),
+        )
+    )
+    story = group_story(group, block.trace, t, block.started)
+    st.badge(story.headline, color="blue" if story.kept else "orange")
+    st.markdown(story.reason)
+    st.caption(
+        f"Importance {ordinal(story.importance_rank)}, hidden sum {ordinal(story.hidden_rank)} "
+        f"of {block.block.groups:,} {kind}s."
+    )
+    card = zoo.card(settings.model)
+    answers = library.responses(block.started, group)
+    photos = library.photos(card.dataset, settings.samples, settings.seed, len(answers))
+    st.markdown(
+        f"**What it answers** to {len(answers)} calibration images",
+        help="Above the image, below the channel's feature map, brighter is stronger. All maps share one scale."
+        if kind == "channel"
+        else "The neuron's activation for each image.",
+    )
+    for column, photo, answer in zip(st.columns(len(answers), gap="small"), photos, answers, strict=True):
+        with column:
+            st.image(photo, width="stretch", alt="calibration image")
+            if isinstance(answer, float):
+                st.caption(f"{answer:.2f}")
+            else:
+                st.image(answer, width="stretch", alt=f"answer of {kind} {group}")
+    picture = library.filter_picture(settings.model, block.block.name, group)
+    st.markdown(
+        f"**Its filters**{'' if kind == 'channel' else ' as an image'}",
+        help="The weights that make this group, one picture per input channel (at most 64): "
+        "blue is negative, white zero, orange positive.",
+    )
+    st.image(picture, width=min(2 * picture.shape[1], 330), alt=f"filters of {kind} {group}")

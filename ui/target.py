@@ -1,0 +1,84 @@
+"""What this session looks at, resolved: a job under way, a run from disk, or nothing yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from ispasp.errors import ISpaSPError
+from ispasp.jobs import Job, State
+from ispasp.result import RunRecord
+from ispasp.runs import RunSaved, RunSettings
+from ui import library, session
+from ui import view as views
+from ui.settings import Draft
+from ui.view import View
+
+
+@dataclass(frozen=True)
+class Target:
+    """At most one of ``job`` and ``record`` is given; ``settings`` are the ones it was made with.
+
+    ``state`` is the job's at the beginning of this page run: one for all widgets, though the job goes on.
+    """
+
+    job: Job | None = None
+    state: State | None = None
+    run_id: str = ""
+    record: RunRecord | None = None
+    settings: RunSettings | None = None
+
+    @property
+    def locked(self) -> bool:
+        """Whether settings must stand still."""
+        return self.state is not None and not self.state.ended
+
+    def view(self, draft: Draft) -> View:
+        """What there is to see; before any work, the plan that the draft amounts to."""
+        if self.record is not None:
+            return views.from_saved(self.record)
+        if self.job is not None:
+            seen = views.from_events(self.job.snapshot().events)
+            if seen.blocks:
+                return seen
+        settings = self.settings or draft.settings
+        if settings is None:
+            return View()
+        with st.spinner("Reading the network …"):
+            blocks = library.blocks(settings.model)
+            kept = library.kept(settings.model, settings.keep, settings.keep_by_block, settings.multiple)
+        return views.from_plan(blocks, kept)
+
+
+def resolve() -> Target:
+    """Find it; what cannot be found is said in a sentence and then forgotten."""
+    seen, job = session.seen(), session.job()
+    if seen is None:
+        return Target()
+    kind, id = seen
+    if kind == "job" and job is None:
+        session.look_at("job", None)
+        st.info(
+            "That job is no longer known here: the server was restarted, or the job ended long ago. "
+            "If it finished, the Runs page has it.",
+        )
+        return Target()
+    if job is not None:
+        snapshot = job.snapshot()
+        events = snapshot.events
+        saved = next((event for event in reversed(events) if isinstance(event, RunSaved)), None)
+        if snapshot.state is not State.FINISHED or saved is None:
+            return Target(
+                job, snapshot.state, settings=next((e for e in events if isinstance(e, RunSettings)), None)
+            )
+        # From here on the run on disk is what is looked at; it also survives a restart.
+        session.look_at("run", saved.run_id)
+        id = saved.run_id
+    try:
+        record = library.open_run(id)
+        return Target(run_id=id, record=record, settings=RunSettings.of(record))
+    except ISpaSPError as problem:
+        session.look_at("run", None)
+        st.error(f"{problem} The Runs page lists what can be opened.")
+        return Target()

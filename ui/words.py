@@ -1,0 +1,50 @@
+"""Every term that explains itself on hover, in one place."""
+
+HELP = {
+    "model": "The trained network to prune. Its weights come with the app; nothing is downloaded.",
+    "data": "Calibration images: the groups are chosen by what they do to these. They come with the app, "
+    "labels are not used. Accuracy is measured on 1,000 other images.",
+    "keep": "The kept fraction of every block's groups (channels or neurons), above 0 and up to 1. "
+    "0.5 keeps half of them.",
+    "blocks": "A block is a layer whose outputs can be removed (the producer) and the layer that reads them "
+    "(the consumer). Give single blocks a keep ratio of their own; empty means the common one.",
+    "selector": "How groups are chosen. i-SpaSP is the paper's Algorithm 1: candidates by importance, then the "
+    "largest hidden sums of these, repeated until nothing changes.",
+    "reconstruct": "What happens to the consumer's weights after the choice. 'none' leaves them as they are, "
+    "as in the paper.",
+    "candidate_factor": "c in Algorithm 1: c times as many groups as will be kept are compared in each iteration. "
+    "The paper uses 2.",
+    "iterations": "T in Algorithm 1: the most iterations per block. It stops earlier, with the same result, "
+    "once the selected set repeats. The paper uses 20.",
+    "multiple": "Kept groups are rounded to a multiple of this. Fast kernels like multiples of 8; "
+    "1 gives the paper's exact counts.",
+    "samples": "How many calibration images are used. More give steadier choices and take longer.",
+    "seed": "Decides which calibration images are drawn. The same seed gives the same run.",
+    "device": "Where the work runs. 'auto' takes CUDA, then Apple's MPS, then the CPU.",
+    "step": "Go on by one iteration of Algorithm 1, then stand still.",
+    "run": "Prune every block to the end. Ctrl+Enter does the same.",
+    "pause": "Stand still after the event under way. Step and Run go on from there.",
+    "stop": "End this job within one iteration. Nothing is saved.",
+    "parameters": "Trained numbers in the model.",
+    "macs": "Multiply-accumulate operations for one image: one multiplication and one addition each.",
+    "accuracy": "Share of the 1,000 test images whose most likely class is the right one.",
+    "agreement": "Share of the 1,000 test images for which the pruned and the dense model give the same answer, "
+    "right or wrong.",
+    "map": "One square per group and one band per iteration. Click a square to look into that group.",
+    "residual": "How far the block's output is from what it was with all groups, on the calibration images: "
+    "squared error over squared size. 0 is no change, 1 as if the block were gone.",
+    "scores": "Importance: how much a group would reduce the residual's squared size if added; it makes the "
+    "candidates. Hidden sum: the sum of a group's activations; it decides among the candidates. "
+    "Dotted lines: the smallest value that was enough.",
+    "drift": "Error of the block's output against the dense network: this block's own and that of every block "
+    "before it.",
+    "group": "A group is one unit that can be removed: a channel of a convolution, a neuron of a linear layer.",
+    "onnx": "A file that onnxruntime and most other inference engines can run, for any batch size.",
+    "parity": "The largest difference between the outputs of onnxruntime and of torch on the same images.",
+    "latency": "Time for one batch in onnxruntime, dense and pruned measured in turns so that other load hits both. "
+    "95 % of the batches were at least as fast as the second figure.",
+}
+
+SELECTORS = {"ispasp": "i-SpaSP"}
+RECONSTRUCTIONS = {"none": "none"}
+DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST digits"}
