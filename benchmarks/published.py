@@ -141,7 +141,7 @@ def _select(
     """Algorithm 1 over the stored hidden representation of one block; the kept channels, sorted."""
     groups = consumer.in_channels
     candidate_count = min(groups, math.floor(candidate_factor * s + 1e-9))
-    hidden_sum = sum(batch.double().sum((0, 2, 3)) for batch in stored).to(device) 
+    hidden_sum = torch.stack([batch.double().sum((0, 2, 3)) for batch in stored]).sum(0).to(device)
     selected = torch.zeros(0, dtype=torch.long, device=device)
     for _ in range(iterations):
         importance = torch.zeros(groups, dtype=torch.float64, device=device)
@@ -153,7 +153,7 @@ def _select(
                     kept = _without_bias(consumer, hidden[:, selected], consumer.weight[:, selected])
                     pruned_output = then(kept)
                 residual = residual - pruned_output
-            (0.5 * (residual**2).sum()).backward()  # type: ignore[no-untyped-call]
+            (0.5 * (residual**2).sum()).backward()
             assert hidden.grad is not None
             importance += hidden.grad.sum((0, 2, 3)).double()
             consumer.zero_grad()

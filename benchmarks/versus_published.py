@@ -345,9 +345,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--device", default="cpu", help="cpu or cuda, for both sides")
     made.add_argument(
-        "--after-norm",
+        "--at-consumer",
         action="store_true",
-        help="take the published residual after the batch norm that follows the consumer, as its code does",
+        help="take the published loop's residual at the consumer, as in Algorithm 1; the published code, and so "
+        "the default here, takes it after the batch norm that follows",
     )
     made.add_argument("--skip-published", action="store_true")
     made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
