@@ -38,6 +38,7 @@ ELEMENTWISE = {
     aten.detach,
 }
 POOLING = {aten.max_pool2d, aten.avg_pool2d, aten.adaptive_avg_pool2d}
+_FLATTEN = {aten.flatten.using_ints}
 RESHAPING = {aten.view, aten.reshape, aten._unsafe_view}
 
 REASONS: dict[Any, str] = {
@@ -170,9 +171,9 @@ class _Owners:
                 f"its weight {self.names[weight]} is used functionally, "
                 "not through nn.Conv2d, nn.Linear or a batch norm"
             )
-        tensor = self.fixed[weight]
-        if self.uses[id(tensor)] > 1 or self.holders[id(tensor)] > 1:
-            raise _RefusedError(f"its weight {self.names[weight]} is shared (tied) with another use")
+        for leaf, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if self.uses[id(tensor)] > 1 or self.holders[id(tensor)] > 1:
+                raise _RefusedError(f"its {leaf} ({path}.{leaf}) is shared (tied) with another use")
         return path, module
 
 
@@ -279,6 +280,8 @@ def _pass(user: fx.Node, value: fx.Node, layout: _Layout, walk: _Walk, owners: _
         weight = user.args[1]
         if not isinstance(weight, fx.Node) or user.args[0] is not value:
             raise _RefusedError("it passes through a batch norm without weights")
+        if user.args[3] is None or user.args[5]:
+            raise _RefusedError("it passes through a batch norm without running statistics")
         walk.riders.append(owners.module(weight, (nn.BatchNorm1d, nn.BatchNorm2d))[0])
         return layout
     if packet is aten.mean and user.target is aten.mean.dim:
@@ -310,7 +313,17 @@ def _flattened(user: fx.Node, value: fx.Node, layout: _Layout) -> _Layout | None
     spread = math.prod(int(size) for size in rest)
     if list(after[: layout.dim]) != list(before[: layout.dim]) or after[-1] != before[layout.dim] * spread:
         return None
+    if user.target not in _FLATTEN and _size_argument(user) != -1:
+        raise _RefusedError(
+            "it is reshaped to a size written into forward, which would not fit fewer groups (use flatten)"
+        )
     return _Layout(layout.dim, layout.group_size * spread, layout.nonlinear)
+
+
+def _size_argument(user: fx.Node) -> object:
+    """The last size that a view or reshape was given: -1 where it is left open."""
+    sizes = user.args[1]
+    return sizes[-1] if isinstance(sizes, (list, tuple)) and sizes else None
 
 
 def features(groups: Tensor, group_size: int) -> Tensor:

@@ -44,10 +44,17 @@ class Batch:
 
     def first(self, count: int) -> Batch:
         """The first ``count`` examples."""
+        return self._part(slice(count))
+
+    def after(self, count: int) -> Batch:
+        """All but the first ``count`` examples."""
+        return self._part(slice(count, None))
+
+    def _part(self, part: slice) -> Batch:
         return Batch(
-            tuple(t[:count] for t in self.inputs),
-            {name: t[:count] for name, t in self.keywords.items()},
-            None if self.labels is None else self.labels[:count],
+            tuple(t[part] for t in self.inputs),
+            {name: t[part] for name, t in self.keywords.items()},
+            None if self.labels is None else self.labels[part],
         )
 
 
@@ -99,11 +106,12 @@ def read(given: Iterable[Any], what: str = "calibration") -> list[Batch]:
     if isinstance(given, (Tensor, Mapping)):
         given = [given]
     try:
-        batches = [as_batch(item) for item in given]
+        items = iter(given)
     except TypeError:
         raise CalibrationError(
             f"The {what} data is a {type(given).__name__}; give an iterable of batches, such as a DataLoader."
         ) from None
+    batches = [as_batch(item) for item in items]
     if not batches:
         raise CalibrationError(f"The {what} data is empty; give at least one batch of one example.")
     first = batches[0]

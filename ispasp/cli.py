@@ -17,25 +17,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ispasp import data, find_blocks, runs, selectors, zoo
+from ispasp import find_blocks, runs, selectors, zoo
 from ispasp.errors import ISpaSPError, SettingError
-from ispasp.onnx_export import export_onnx
 from ispasp.records import Event, Finished, Iteration, Progress
-from ispasp.result import PruneResult
-from ispasp.runs import RunSaved, RunSettings
+from ispasp.runs import ExportDone, RunSaved, RunSettings
 from ispasp.settings import RECONSTRUCTIONS, check_keep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         options.command(options)
     except ISpaSPError as error:
         print(f"ispasp: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ispasp: interrupted; nothing was saved.", file=sys.stderr)
+        print("ispasp: interrupted; nothing was left half-written.", file=sys.stderr)
         return 130
     return 0
 
@@ -47,9 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     prune = commands.add_parser("prune", help="prune a sample model, measure it, save it")
     prune.set_defaults(command=_prune)
     prune.add_argument("model", help="a sample model; see: python -m ispasp models")
-    defaults = RunSettings(zoo.names()[0])
+    defaults = {f.name: f.default for f in dataclasses.fields(RunSettings)}
     prune.add_argument(
-        "--keep", default=str(defaults.keep), help="fraction to keep, above 0 and up to 1 (%(default)s)"
+        "--keep", default=str(defaults["keep"]), help="fraction to keep, above 0 and up to 1 (%(default)s)"
     )
     prune.add_argument(
         "--keep-block",
@@ -59,24 +57,30 @@ def _parser() -> argparse.ArgumentParser:
         help="another fraction for one block",
     )
     prune.add_argument(
-        "--selector", default=defaults.selector, help=f"one of: {', '.join(selectors.names())}"
+        "--selector", default=defaults["selector"], help=f"one of: {', '.join(selectors.names())}"
     )
     prune.add_argument(
-        "--reconstruct", default=defaults.reconstruct, help=f"one of: {', '.join(RECONSTRUCTIONS)}"
+        "--reconstruct", default=defaults["reconstruct"], help=f"one of: {', '.join(RECONSTRUCTIONS)}"
     )
     for name, what in (
         ("multiple", "round kept groups to multiples of this; 1 for the paper's exact counts"),
+        ("candidate-factor", "candidates per kept group"),
         ("iterations", "most iterations per block"),
         ("samples", "calibration images"),
         ("seed", "draws the calibration images"),
     ):
-        prune.add_argument(f"--{name}", default=str(getattr(defaults, name)), help=f"{what} (%(default)s)")
-    prune.add_argument("--candidate-factor", default="2", help="candidates per kept group (%(default)s)")
+        prune.add_argument(
+            f"--{name}", default=str(defaults[name.replace("-", "_")]), help=f"{what} (%(default)s)"
+        )
     prune.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
     prune.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the run (a new one in the runs folder)"
     )
-    prune.add_argument("--onnx", action="store_true", help="also export model.onnx into the run's folder")
+    prune.add_argument(
+        "--onnx",
+        action="store_true",
+        help="also export to ONNX into the run's folder, compare with torch, measure latency",
+    )
     prune.add_argument("--json", action="store_true", help="print one JSON object")
 
     blocks = commands.add_parser("blocks", help="what can be pruned in a model, and why the rest cannot")
@@ -122,8 +126,9 @@ def _run_settings(options: argparse.Namespace) -> RunSettings:
 
 def _prune(options: argparse.Namespace) -> None:
     settings = _run_settings(options)
-    result, path = _watch(runs.execute(settings, runs.default_folder(), options.out))
-    report = result.report
+    *_, finished, saved = _watch(runs.execute(settings, runs.default_folder(), options.out))
+    assert isinstance(finished, Finished) and isinstance(saved, RunSaved)
+    report, path = finished.result.report, saved.path
     summary: dict[str, Any] = {
         "model": settings.model,
         "keep": settings.keep,
@@ -140,39 +145,31 @@ def _prune(options: argparse.Namespace) -> None:
         "out": str(path),
     }
     if options.onnx:
-        print("exporting to ONNX", file=sys.stderr)
-        card = zoo.card(settings.model)
-        test = data.batches(data.sample_images(card.dataset, "test"), card.mean, card.std)
-        exported = export_onnx(
-            result.model.cpu(), test[0][0][:2], path / "model.onnx", batches=test
-        ).as_dict()
-        summary["onnx"] = {name: exported[name] for name in ("path", "max_abs_diff", "max_rel_diff")}
+        exported = _watch(runs.export_run(path))[-1]
+        assert isinstance(exported, ExportDone)
+        summary["onnx"] = exported.report["onnx"] | {"path": str(path / exported.report["onnx"]["path"])}
+        summary["latency"] = exported.report["latency"]
     if options.json:
         print(json.dumps(summary))
     else:
         _print_summary(summary)
 
 
-def _watch(events: Iterable[Event | RunSaved]) -> tuple[PruneResult, Path]:
-    """Follow a run with a progress bar on standard error."""
-    result, path = None, None
-    with tqdm(
-        total=1.0, bar_format="{percentage:3.0f}% |{bar}| {elapsed}<{remaining} {desc}", file=sys.stderr
-    ) as bar:
+def _watch(events: Iterable[Event | RunSaved | ExportDone]) -> list[Event | RunSaved | ExportDone]:
+    """Follow a run or an export with a progress bar on standard error; all events but the progress."""
+    seen: list[Event | RunSaved | ExportDone] = []
+    form = "{percentage:3.0f}% |{bar}| {elapsed}<{remaining} {desc}"
+    with tqdm(total=1.0, bar_format=form, file=sys.stderr) as bar:
         for event in events:
-            match event:
-                case Progress():
-                    bar.set_description_str(event.doing, refresh=False)
-                    bar.update(max(0.0, event.done - bar.n))
-                case Iteration():
-                    text = f"{event.block}, iteration {event.t}, residual {event.relative_residual:.3f}"
-                    bar.set_description_str(text)
-                case Finished():
-                    result = event.result
-                case RunSaved():
-                    path = event.path
-    assert result is not None and path is not None
-    return result, path
+            if isinstance(event, Progress):
+                bar.set_description_str(event.doing, refresh=False)
+                bar.update(max(0.0, event.done - bar.n))
+                continue
+            seen.append(event)
+            if isinstance(event, Iteration):
+                text = f"{event.block}, iteration {event.t}, residual {event.relative_residual:.3f}"
+                bar.set_description_str(text)
+    return seen
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
@@ -196,13 +193,21 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if "onnx" in summary:
         onnx = summary["onnx"]
         print(f"{onnx['path']}: largest difference from torch {onnx['max_abs_diff']:.1e}")
+        print(f"latency, batch of 1, onnxruntime on the CPU: {summary['latency']['verdict']}")
 
 
 def _blocks(options: argparse.Namespace) -> None:
     card = zoo.card(options.model)
     found = find_blocks(zoo.load(options.model), torch.zeros(2, *card.input_shape))
     if options.json:
-        print(json.dumps({"model": options.model, "blocks": [dataclasses.asdict(block) for block in found]}))
+        print(
+            json.dumps(
+                {
+                    "model": options.model,
+                    "blocks": [dataclasses.asdict(block) | {"consumer": block.consumer} for block in found],
+                }
+            )
+        )
         return
     for block in found:
         says = f"-> {', '.join(block.consumers)}" if block.prunable else f"not prunable: {block.reason}"

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from ispasp.calibration import Batch
-from ispasp.errors import ModelError
+from ispasp.errors import CalibrationError, ModelError, listing
 from ispasp.graph import exclusive
 
 
@@ -37,16 +37,34 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def forward(model: nn.Module, batch: Batch) -> Tensor:
-    """First output tensor of ``model`` for one batch, computed on the model's device."""
+def forward(model: nn.Module, batch: Batch) -> object:
+    """Whatever ``model`` returns for one batch, computed on the model's device."""
     moved = batch.to(device_of(model))
-    return first_tensor(model(*moved.inputs, **moved.keywords))
+    return model(*moved.inputs, **moved.keywords)
+
+
+def try_forward(model: nn.Module, batch: Batch, what: str) -> None:
+    """Run two examples, so that data the model cannot take is named before the work begins.
+
+    Raises:
+        CalibrationError: the model does not run on them; ``what`` is the word for the data.
+    """
+    few = batch.first(2)
+    try:
+        forward(model, few)
+    except Exception as error:  # whatever a forward raises means the same to a user
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        shapes = listing(f"{tuple(t.shape)} {t.dtype}" for t in few.tensors)
+        raise CalibrationError(
+            f"{type(model).__name__} does not run on two examples of the {what} data, {shapes}: {cause}. "
+            "Give batches of the shape and type that the model takes."
+        ) from error
 
 
 def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
     """Top-1 class (N,) of each batch, on the CPU; the model should be in eval mode."""
     for batch in batches:
-        yield forward(model, batch).argmax(-1).cpu()
+        yield first_tensor(forward(model, batch)).argmax(-1).cpu()
 
 
 @dataclass(frozen=True)

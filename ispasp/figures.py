@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ispasp.looks import DENSE, LOOKS, SIZES, GroupState, Look, layout
+from ispasp.looks import DENSE, GROUND, LOOKS, SIZES, GroupState, Look, layout
 from ispasp.narrative import residual as residual_words
 from ispasp.narrative import sentence
 from ispasp.records import BlockStarted, Iteration
@@ -47,12 +47,16 @@ WRAP = 64
 
 
 def group_states(iteration: Iteration) -> np.ndarray:
-    """State of every group after an iteration, uint8 (d,)."""
+    """State of every group after an iteration, uint8 (d,).
+
+    A first iteration that decides everything has no "newly added": what it chose stays, so it is kept.
+    """
     states = np.full(len(iteration.importance), GroupState.OUT, dtype=np.uint8)
     states[list(iteration.candidates)] = GroupState.CANDIDATE
     states[list(iteration.dropped)] = GroupState.DROPPED
     states[list(iteration.selected)] = GroupState.KEPT
-    states[list(iteration.added)] = GroupState.ADDED
+    if not (iteration.t == 1 and iteration.converged):
+        states[list(iteration.added)] = GroupState.ADDED
     return states
 
 
@@ -154,9 +158,8 @@ def residual_figure(info: ResidualInfo, dark: bool = False, height: int = 260) -
         go.Scatter(
             x=info.t,
             y=info.relative,
-            mode="lines+markers+text",
+            mode="lines+markers",
             text=[residual_words(float(v)) for v in info.relative],
-            textposition="top center",
             cliponaxis=False,
             line={"color": colour, "width": 2},
             marker={
@@ -167,6 +170,17 @@ def residual_figure(info: ResidualInfo, dark: bool = False, height: int = 260) -
             hovertemplate="iteration %{x}: %{y:.4g}<extra></extra>",
         )
     )
+    for t, value in zip(info.t, info.relative, strict=True):
+        # Annotations and not the trace's own text: they have a ground, which the line cannot cross.
+        figure.add_annotation(
+            x=int(t),
+            y=float(value),
+            text=residual_words(float(value)),
+            showarrow=False,
+            yshift=18,
+            borderpad=2,
+            bgcolor=GROUND[dark],
+        )
     high = float(info.relative.max(initial=0)) or 1.0
     figure.update_yaxes(range=[0, 1.25 * high], nticks=5, title=None)
     last = int(info.t[-1]) if len(info.t) else 1
@@ -181,8 +195,13 @@ def _pattern(state: GroupState, look: Look, dark: bool) -> dict[str, Any]:
     """Bars of selected groups are filled, those of others hatched."""
     if state < GroupState.ADDED:
         return {"shape": look.pattern, "size": 6, "solidity": 0.4}
-    ground = "#10161d" if dark else "#ffffff"
-    return {"shape": look.pattern, "size": 8, "solidity": 0.15, "fillmode": "overlay", "fgcolor": ground}
+    return {
+        "shape": look.pattern,
+        "size": 8,
+        "solidity": 0.15,
+        "fillmode": "overlay",
+        "fgcolor": GROUND[dark],
+    }
 
 
 class ScoreInfo(NamedTuple):
@@ -253,7 +272,7 @@ def score_figure(
                     y=values[groups],
                     width=0.85,  # else a trace of two far groups gets bars as wide as their distance
                     customdata=groups,
-                    name=look.label,
+                    name=look.title(info.t),
                     legendgroup=look.label,
                     showlegend=row == 1 and len(groups) > 0,
                     marker={
@@ -261,7 +280,7 @@ def score_figure(
                         "line": {"width": 0},
                         "pattern": {"shape": ""} if thin else _pattern(state, look, dark),
                     },
-                    hovertemplate=f"{info.kind} %{{customdata}}: %{{y:.4g}} ({look.label})<extra></extra>",
+                    hovertemplate=f"{info.kind} %{{customdata}}: %{{y:.4g}} ({look.title(info.t)})<extra></extra>",
                 ),
                 row=row,
                 col=1,

@@ -38,14 +38,12 @@ class Traced:
         nodes: placeholders, operations and the output, in execution order.
         fixed: parameter, buffer or constant of every ``get_attr`` node.
         last_used: for each node, the nodes whose values nobody reads afterwards.
-        fixed_batch: the batch size that the model insists on, or None where any will do.
     """
 
     model: nn.Module
     nodes: tuple[fx.Node, ...]
     fixed: dict[fx.Node, Tensor]
     last_used: dict[fx.Node, tuple[fx.Node, ...]]
-    fixed_batch: int | None
 
     def cost(self, node: fx.Node) -> float:
         """Rough work of one node for one example, in multiply-adds; used for progress only."""
@@ -82,7 +80,8 @@ def trace(model: nn.Module, example: Batch) -> Traced:
     The model must be in eval mode and on the device of the example.
 
     Raises:
-        ModelError: torch.export cannot trace it; the message carries the cause's first line.
+        ModelError: torch.export cannot trace it (the message carries the cause's first line), or it
+            takes one batch size only.
     """
     # One example would be specialised into a constant batch size.
     if len(example) == 1:
@@ -90,8 +89,9 @@ def trace(model: nn.Module, example: Batch) -> Traced:
             tuple(torch.cat([t, t]) for t in example.inputs),
             {name: torch.cat([t, t]) for name, t in example.keywords.items()},
         )
-    shapes: tuple[Any, ...] = tuple({0: Dim.AUTO} for _ in example.inputs)
-    keyword_shapes = {name: {0: Dim.AUTO} for name in example.keywords}
+    # A batch has positional or keyword inputs, never both (see ispasp.calibration).
+    shapes: Any = {name: {0: Dim.AUTO} for name in example.keywords}
+    shapes = shapes or tuple({0: Dim.AUTO} for _ in example.inputs)
     try:
         with exclusive(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -99,7 +99,7 @@ def trace(model: nn.Module, example: Batch) -> Traced:
                 model,
                 example.inputs,
                 example.keywords,
-                dynamic_shapes=_named_shapes(model, shapes, keyword_shapes),
+                dynamic_shapes=shapes,
             )
     except Exception as error:  # torch.export raises many types; all of them mean the same to a user
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -123,30 +123,24 @@ def trace(model: nn.Module, example: Batch) -> Traced:
         for node in nodes
         if node.op == "get_attr"
     }
+    if any(not isinstance(value, Tensor) for value in fixed.values()):
+        raise ModelError(
+            f"{type(model).__name__} switches gradients or autocast inside its forward, or branches there; "
+            "move that out of forward."
+        )
     placeholders = [node for node in nodes if node.op == "placeholder"]
     size = placeholders[0].meta["val"].shape[0] if placeholders else None
+    if isinstance(size, int):
+        raise ModelError(
+            f"{type(model).__name__} only takes batches of {size}; its forward must take any batch size, "
+            "for example by x.flatten(1) in place of x.view(N, -1)."
+        )
     return Traced(
         model=model,
         nodes=tuple(node for node in nodes if node.op != "get_attr"),
         fixed=fixed,
         last_used=_last_used(nodes),
-        fixed_batch=size if isinstance(size, int) else None,
     )
-
-
-def _named_shapes(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """torch.export wants one tuple for positional inputs and one dict where keywords are given."""
-    if not keywords:
-        return positional
-    if not positional:
-        return keywords
-    names = list(_parameter_names(model))
-    return dict(zip(names, positional, strict=False)) | keywords
-
-
-def _parameter_names(model: nn.Module) -> list[str]:
-    code = type(model).forward.__code__
-    return list(code.co_varnames[1 : code.co_argcount])
 
 
 def _attribute(module: nn.Module, name: str) -> Tensor:

@@ -33,9 +33,12 @@ def group_filters(model: str, block: str, group: int) -> NDArray[np.float32]:
         SettingError: unknown block, or the block has no such group.
     """
     try:
-        weight = _model(model).get_parameter(f"{block}.weight")
+        layer = _model(model).get_submodule(block)
     except AttributeError:
-        raise SettingError(f"{model} has no block {block!r}; see python -m ispasp blocks {model}.") from None
+        layer = nn.Identity()
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+        raise SettingError(f"{model} has no block {block!r}; see python -m ispasp blocks {model}.")
+    weight = layer.weight
     if not 0 <= group < len(weight):
         raise SettingError(f"Block {block} has groups 0 to {len(weight) - 1}, not {group}.")
-    return weight[group].detach().numpy()
+    return weight[group].detach().numpy().copy()

@@ -62,7 +62,7 @@ class Snapshot:
     """What a job looked like at one moment.
 
     Attributes:
-        version: rises with every change; equal versions are equal snapshots but for ``seconds_left``.
+        version: rises with every change; equal versions are equal snapshots but for ``seconds`` and ``seconds_left``.
         events: every event so far except ``Progress``, in order.
         stopping: cancel or pause was asked for and the event under way has not ended yet.
         ahead: jobs before this one in the queue of its device, the running one included; 0 unless queued.
@@ -266,7 +266,7 @@ class Job:
                 del event  # the list owns it; a local name would outlive the job's retention
         except ISpaSPError as problem:
             state, error = State.FAILED, str(problem)
-        except Exception as problem:
+        except BaseException as problem:  # even SystemExit must not leave the device taken
             log.exception("job %s (%s) failed", self.id, self.title)
             state, error = State.FAILED, _unexpected(problem)
         try:
@@ -283,7 +283,7 @@ class Job:
             self._set(state)
 
 
-def _unexpected(problem: Exception) -> str:
+def _unexpected(problem: BaseException) -> str:
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return "The device ran out of memory: use fewer samples, or another device, and run again."
     return (
@@ -376,6 +376,8 @@ class Registry:
         queue = self._queue.get(job.device, [])
         if job in queue:
             queue.remove(job)
+        for waiting in queue:  # fewer are ahead of them now
+            waiting._touch()
         self._changed.notify_all()
 
     def _ahead(self, job: Job) -> int:

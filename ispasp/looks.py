@@ -32,6 +32,10 @@ class Look(NamedTuple):
     def colour(self, dark: bool) -> str:
         return self.dark if dark else self.light
 
+    def title(self, t: int) -> str:
+        """The label at iteration ``t``: in the first, nothing was there to be added to."""
+        return "chosen" if t == 1 and self.label == "newly added" else self.label
+
 
 LOOKS: dict[GroupState, Look] = {
     GroupState.KEPT: Look(
@@ -53,6 +57,7 @@ LOOKS: dict[GroupState, Look] = {
     GroupState.OUT: Look("out", "neither a candidate nor selected", "#9aa3af", "#6b7684", "circle", "-", "·"),
 }
 SIZES = {GroupState.OUT: 4, GroupState.CANDIDATE: 9}
+GROUND = {False: "#ffffff", True: "#10161d"}
 DENSE = {False: "#7a8594", True: "#98a3b3"}
 
 

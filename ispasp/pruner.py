@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from ispasp import blocks as block_finding
 from ispasp import calibration as calibration_data
@@ -21,7 +22,7 @@ from ispasp import device as devices
 from ispasp import evaluate, selectors, statistics, surgery
 from ispasp.algorithm import SelectorSettings, candidate_count
 from ispasp.calibration import Batch
-from ispasp.errors import CalibrationError, ModelError, SettingError, listing
+from ispasp.errors import ModelError, SettingError, SurgeryError, listing
 from ispasp.graph import Traced, trace
 from ispasp.records import Block, BlockPruned, BlockStarted, Event, Finished, Iteration, Progress, Started
 from ispasp.residual import Consumer, squared_norm
@@ -76,7 +77,7 @@ def iterate(
 ) -> Iterator[Event]:
     """The same as ``prune``, step by step: yields events and can be stopped between any two.
 
-    Settings are checked at the call, before the first event is asked for. The events are one
+    Settings and data are checked at the call, block names after tracing. The events are one
     ``Started``; for each block ``BlockStarted``, its ``Iteration`` records and ``BlockPruned``;
     ``Progress`` in between; ``Finished`` with the result at the end.
 
@@ -93,6 +94,9 @@ def iterate(
         evaluation: batches on which the report's accuracy and agreement are measured; without them
             both are None, because measuring costs more forward passes than pruning.
         source: where the model came from, e.g. ``"zoo:mnist_mlp"``, so that ``ispasp.load`` can rebuild it.
+
+    Raises:
+        SettingError, CalibrationError, ModelError, DeviceError, SurgeryError: as ``prune``.
     """
     settings = PruneSettings(selector, reconstruct, multiple, candidate_factor, iterations, seed)
     fractions: float | dict[str, float]
@@ -102,15 +106,17 @@ def iterate(
         fractions = check_keep(keep)
     if not isinstance(model, nn.Module):
         raise ModelError(f"The model is a {type(model).__name__}; give a torch.nn.Module.")
+    if fractions == {}:
+        raise SettingError("keep names no block; give a fraction, or a dict of block name to fraction.")
     run = _Run(
         given=model,
         calibration=calibration_data.read(calibration),
         keep=fractions,
         settings=settings,
-        names=None if blocks is None else [str(name) for name in blocks],
+        names=None if blocks is None else [blocks] if isinstance(blocks, str) else [str(b) for b in blocks],
         device=devices.pick(device),
         evaluation=None if evaluation is None else calibration_data.read(evaluation, "evaluation"),
-        source=source,
+        source=str(source),
     )
     return run.events()
 
@@ -134,38 +140,62 @@ class _Run:
     done: float = 0.0
     total: float = 1.0
     last_progress: float = 0.0
+    # Seconds of work: what passes between two events, while somebody looks, does not count.
+    worked: float = 0.0
+    resumed: float = 0.0
 
     def events(self) -> Iterator[Event]:
-        began = time.perf_counter()
+        steps = self._steps()
+        try:
+            while True:
+                self.resumed = time.perf_counter()
+                event = next(steps, None)
+                self.worked = self._clock()
+                if event is None:
+                    return
+                yield event
+        finally:
+            steps.close()
+
+    def _clock(self) -> float:
+        return self.worked + time.perf_counter() - self.resumed
+
+    def _steps(self) -> Generator[Event, None, None]:
         yield Progress(0.0, "tracing the model")
-        dense = copy.deepcopy(self.given).to(self.device).eval()
+        try:
+            dense = copy.deepcopy(self.given).to(self.device).eval()
+        except RuntimeError as error:
+            raise ModelError(
+                f"{type(self.given).__name__} cannot be copied ({error}); "
+                "build it anew, or clear activations that it keeps."
+            ) from error
         batches = [batch.to(self.device) for batch in self.calibration]
-        traced = _trace(dense, batches)
+        traced = trace(dense, batches[0])
+        evaluate.try_forward(dense, batches[0], "calibration")
+        if self.evaluation is not None:
+            evaluate.try_forward(dense, self.evaluation[0], "evaluation")
         plan = self._plan(traced)
         started = Started(tuple(block for block, _ in plan), tuple(kept for _, kept in plan))
         yield started
 
         work = sum(traced.cost(node) for node in traced.nodes)
-        # The pruned stream and its statistics come to about two passes.
-        self.total = 2 * work * sum(len(batch) for batch in [*batches, *(self.evaluation or [])])
-        probe = self._probe(traced, batches[0])
-        masked_output = yield from self._stream(traced, plan, batches, probe)
+        held_out = sum(len(batch) for batch in self.evaluation or [])
+        self.total = work * (sum(len(batch) for batch in batches) + 2 * held_out)
+        probe, batches = _set_apart(batches)
+        masked_outputs = yield from self._stream(traced, plan, batches, probe)
         yield Progress(self.done / self.total, "slicing and checking the model")
-        pruned = copy.deepcopy(dense)
-        for event in self.blocks_pruned:
-            surgery.slice_block(pruned, event.block, event.selected)
-        surgery.check_equal(masked_output, evaluate.forward(pruned, probe))
+        pruned = self._sliced(dense, probe, masked_outputs)
         comparison = evaluate.UNMEASURED
         if self.evaluation is not None:
             comparison = yield from self._evaluate(dense, pruned, self.evaluation, work)
         report = {
             "params_before": evaluate.count_parameters(dense),
             "params_after": evaluate.count_parameters(pruned),
-            "macs_before": evaluate.count_macs(dense, batches[0]),
-            "macs_after": evaluate.count_macs(pruned, batches[0]),
+            "macs_before": evaluate.count_macs(dense, probe),
+            "macs_after": evaluate.count_macs(pruned, probe),
             **dataclasses.asdict(comparison),
             "device": devices.describe(self.device),
-            "seconds": time.perf_counter() - began,
+            "seconds": self._clock(),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "blocks": [_block_report(event) for event in self.blocks_pruned],
         }
@@ -183,55 +213,71 @@ class _Run:
 
     def _plan(self, traced: Traced) -> list[tuple[Block, int]]:
         """Which blocks to visit, and how many groups each keeps."""
+        blocks = block_finding.find(traced)
         names = self.names
         if isinstance(self.keep, dict):
+            block_finding.chosen(blocks, self.keep)  # refuses unknown names
             names = list(self.keep) if names is None else names
             if missing := [name for name in names if name not in self.keep]:
                 raise SettingError(
                     f"keep names no fraction for block {listing(missing)}; add one or leave it out."
                 )
-        found = block_finding.chosen(block_finding.find(traced), names)
+        found = block_finding.chosen(blocks, names)
         fractions = [self.keep[block.name] if isinstance(self.keep, dict) else self.keep for block in found]
         return [
             (block, groups_to_keep(block.groups, fraction, self.settings.multiple))
             for block, fraction in zip(found, fractions, strict=True)
         ]
 
-    def _probe(self, traced: Traced, first: Batch) -> Batch:
-        """The few examples that also run through the dense network, to measure drift and check the slicing."""
-        examples = sum(len(batch) for batch in self.calibration)
-        few = len(first) if traced.fixed_batch else max(PROBE_LEAST, examples // PROBE_SHARE)
-        # A copy, because the streams may overwrite what they are given.
-        return first.first(few).to(self.device)
-
     def _stream(
         self, traced: Traced, plan: Sequence[tuple[Block, int]], batches: list[Batch], probe: Batch
-    ) -> Generator[Event, None, Tensor]:
+    ) -> Generator[Event, None, list[Tensor]]:
         """Execute the graph once, pruning each block when its first consumer comes up.
 
-        Returns the pruned stream's output for the examples of ``probe``, the first of the first batch.
+        Args:
+            batches: all calibration data; the first batch holds the same examples as ``probe``.
+
+        Returns the pruned stream's outputs for those examples.
         """
         at = {block.reads[0]: index for index, (block, _) in enumerate(plan)}
-        dense = Stream(traced, [probe.to(self.device)])
-        pruned = Stream(traced, batches)
+        dense, pruned = Stream(traced, [probe.to(self.device)]), Stream(traced, batches)
         for node in traced.nodes:
             index = at.get(node.name)
-            began = time.perf_counter()
+            began = self._clock()
             if index is not None:
                 block, kept = plan[index]
                 yield from self._prune_block(traced, pruned, block, kept, index, len(plan))
             for _ in dense.run(node):
                 pass
-            cost = 2 * traced.cost(node)
+            cost = traced.cost(node)
+            replaced = node in pruned.ready
             for number, _ in enumerate(pruned.run(node)):
                 yield from self._progress(cost * len(batches[number]), "streaming the calibration data")
+            if replaced:
+                yield from self._progress(cost * sum(map(len, batches)), "streaming the calibration data")
             if index is not None:
-                drift = _relative_error(dense.values[node][0], pruned.values[node][0][: len(probe)])
-                yield self._block_pruned(index, drift, time.perf_counter() - began)
+                drift = _relative_error(dense.values[node][0], pruned.values[node][0])
+                yield self._block_pruned(index, drift, self._clock() - began)
             if node.op != "output":
                 dense.free(node)
                 pruned.free(node)
-        return pruned.outputs()[0][: len(probe)]
+        return pruned.outputs(0)
+
+    def _sliced(self, dense: nn.Module, probe: Batch, masked_outputs: Sequence[Tensor]) -> nn.Module:
+        """The sliced model, checked against the masked one on the examples of ``probe``."""
+        pruned = copy.deepcopy(dense)
+        for event in self.blocks_pruned:
+            surgery.slice_block(pruned, event.block, event.selected)
+        try:
+            outputs = evaluate.forward(pruned, probe)
+        except Exception as error:  # whatever a forward raises when a width is written into it
+            raise SurgeryError(
+                f"The sliced {type(pruned).__name__} does not run ({error}), so nothing was kept: its forward "
+                "depends on the width of a pruned layer. Prune other blocks (blocks=...), or use x.flatten(1)."
+            ) from error
+        sliced = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        surgery.check_equal(masked_outputs, sliced)
+        return pruned
 
     def _prune_block(
         self, traced: Traced, stream: Stream, block: Block, kept: int, index: int, total: int
@@ -305,15 +351,13 @@ class _Run:
         }
 
 
-def _trace(model: nn.Module, batches: Sequence[Batch]) -> Traced:
-    traced = trace(model, batches[0])
-    sizes = {len(batch) for batch in batches}
-    if traced.fixed_batch is not None and sizes != {traced.fixed_batch}:
-        raise CalibrationError(
-            f"The model only takes batches of {traced.fixed_batch}, the calibration data has batches of "
-            f"{listing(sorted(sizes))}; give batches of {traced.fixed_batch}."
-        )
-    return traced
+def _set_apart(batches: Sequence[Batch]) -> tuple[Batch, list[Batch]]:
+    """The few examples that also run through the dense network, and all data with these as first batch."""
+    first = batches[0]
+    few = max(PROBE_LEAST, sum(map(len, batches)) // PROBE_SHARE)
+    rest = [first.after(few)] if len(first) > few else []
+    # Copies, because the streams may overwrite what they are given.
+    return first.first(few).to(first.tensors[0].device), [first.first(few), *rest, *batches[1:]]
 
 
 def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:

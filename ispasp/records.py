@@ -106,7 +106,8 @@ class BlockStarted:
         keep_groups: groups that will be kept (s), after rounding.
         one_iteration_decides: True where c*s >= d, so that every group is a candidate.
         sample: hidden representation of the first few calibration examples, on the CPU:
-            (n, d, h, w) float16 for channels, (n, d) float16 for neurons.
+            (n, d, h, w) float16 for channels, (n, d) for neurons, (n, d, tokens) for neurons that read
+            tokens, (n, d, group_size) after a flatten.
     """
 
     block: Block

@@ -89,9 +89,9 @@ class SplitOutput:
                 self.residual = self._lost_norm()
             if not few or self.residual < self.REFRESH_BELOW * self.largest:
                 fresh = self._parts(dropped)
-                for new, (_, lost) in zip(_flat(fresh), self._pairs(), strict=True):
-                    new -= lost
-                self._move(fresh)
+                for new, (kept, lost) in zip(_flat(fresh), self._pairs(), strict=True):
+                    kept += lost - new
+                self.lost = fresh
                 self.residual = self.largest = self._lost_norm()
             self.largest = max(self.largest, self.residual)
         self.selected = selected.clone()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ispasp import surgery, zoo
-from ispasp.errors import RunError
+from ispasp.errors import ModelError, RunError
 from ispasp.records import Block, BlockPruned, BlockStarted, Iteration, Started
 
 FORMAT = 1
@@ -65,7 +65,7 @@ class PruneResult(RunRecord):
         partial = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
         check_new_folder(path)
         try:
-            partial.mkdir()
+            partial.mkdir(parents=True)
             save_file(_arrays(self), partial / "trace.safetensors")
             weights = {k: v.detach().cpu().clone().contiguous() for k, v in self.model.state_dict().items()}
             save_file(weights, partial / "model.safetensors")
@@ -73,7 +73,7 @@ class PruneResult(RunRecord):
             if path.is_dir():
                 path.rmdir()
             partial.rename(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
             raise RunError(
                 f"The run cannot be saved to {path}: {error}. Choose a folder you can write to."
             ) from error
@@ -86,17 +86,18 @@ def check_new_folder(path: Path) -> None:
     """Make sure that a run can be saved to ``path``, so that nobody waits for a run that cannot be kept.
 
     Raises:
-        RunError: something is there already, or its parent folder cannot be made or written.
+        RunError: something is there already, or the folder above it cannot be written.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise RunError(
-            f"{path} exists and is not empty; give a new folder, saved runs are never overwritten."
-        )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError(
+                f"{path} exists and is not empty; give a new folder, saved runs are never overwritten."
+            )
+        # The nearest folder that is there; the ones below it are made when the run is saved.
+        nearest = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=nearest):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RunError(
             f"The run cannot be saved to {path}: {error}. Choose a folder you can write to."
         ) from error
@@ -121,37 +122,56 @@ def load(path: str | Path, model: nn.Module | None = None) -> PruneResult:
             raise RunError(
                 f"The run {path} does not say how to build its model; pass it: ispasp.load(path, model=YourModel())."
             )
-        model = zoo.build(source.removeprefix(ZOO))
+        try:
+            model = zoo.build(source.removeprefix(ZOO))
+        except ModelError as error:
+            raise RunError(
+                f"The run {path} was made from a sample model that is not here: {error}"
+            ) from error
     weights = _load_tensors(Path(path) / "model.safetensors")
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    return PruneResult(**fields, model=surgery.rebuild(model, weights))
+    return PruneResult(**fields, model=surgery.rebuild(model, record.blocks_pruned, weights))
 
 
 def load_record(path: str | Path) -> RunRecord:
     """Read a saved run without its model. Raises RunError as ``load`` does."""
-    path = Path(path)
+    plain = read_json(Path(path))
+    arrays = _load_tensors(Path(path) / "trace.safetensors")
+    try:
+        return _record(plain, arrays)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"The saved run {path} is damaged: {error!r} in run.json. Run it again.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A saved run's ``run.json`` with its header checked. Raises RunError as ``load`` does."""
     try:
         plain = json.loads((path / "run.json").read_text())
     except FileNotFoundError:
         raise RunError(
             f"{path} is not a saved run: it has no run.json. Give a folder that a run was saved to."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             f"The saved run {path} is damaged: run.json cannot be read ({error}). Run it again."
         ) from error
     version = plain.get("format") if isinstance(plain, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise RunError(f"{path}/run.json was not written by ispasp. Give a folder that a run was saved to.")
     if version > FORMAT:
         raise RunError(
             f"The run {path} has format {version}, this ispasp reads up to {FORMAT}; install a newer ispasp."
         )
-    arrays = _load_tensors(path / "trace.safetensors")
-    try:
-        return _record(plain, arrays)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"The saved run {path} is damaged: {error!r} in run.json. Run it again.") from error
+    settings, report = plain.get("settings"), plain.get("report")
+    if (
+        not isinstance(settings, dict)
+        or not isinstance(report, dict)
+        or not isinstance(report.get("finished_at"), str)
+    ):
+        raise RunError(
+            f"The saved run {path} is damaged: run.json lacks its settings or report. Run it again."
+        )
+    return plain
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ def blocks_figure(blocks: Sequence[BlockPruned], dark: bool = False, height: int
                 x=names,
                 y=np.array([b.relative_residual for b in blocks], dtype=np.float32),
                 name="residual of this block alone",
+                width=0.3 if len(blocks) < 3 else None,  # one bar would fill the whole plot
                 marker={"color": LOOKS[GroupState.KEPT].colour(dark)},
                 hovertemplate="%{x}: %{y:.3g}<extra>residual</extra>",
             ),

@@ -25,8 +25,8 @@ from ispasp.latency import LatencyReport, compare_latency
 from ispasp.onnx_export import export_onnx
 from ispasp.pruner import iterate
 from ispasp.records import Block, Event, Finished, Progress
-from ispasp.result import ZOO, RunRecord, check_new_folder, load, load_record
-from ispasp.settings import PruneSettings, check_keep
+from ispasp.result import ZOO, RunRecord, check_new_folder, load, load_record, read_json
+from ispasp.settings import PruneSettings, check_keep, check_whole_number
 
 EXPORT = "export"  # the folder in a run's folder that holds its ONNX files and their figures
 
@@ -45,7 +45,8 @@ class RunSettings:
         selector, reconstruct, multiple, candidate_factor, iterations: as in ``ispasp.iterate``.
 
     Raises:
-        SettingError, ModelError, DeviceError: a value is unknown or out of range.
+        SettingError, ModelError: a value is unknown or out of range. The device is looked for when the
+            run starts, so that a run from another machine can still be read.
     """
 
     model: str
@@ -65,7 +66,7 @@ class RunSettings:
         check_keep(self.keep)
         for name, keep in self.keep_by_block.items():
             check_keep(keep, f"keep of block {name}")
-        devices.pick(self.device)
+        check_whole_number("samples", self.samples, at_least=1)
         self.prune_settings()
 
     def prune_settings(self) -> PruneSettings:
@@ -82,7 +83,10 @@ class RunSettings:
         names = {f.name for f in dataclasses.fields(cls)}
         if not {"model", "keep"} <= set(record.settings):
             raise RunError("This run was not made from a sample model; repeat it from Python.")
-        return cls(**{name: value for name, value in record.settings.items() if name in names})
+        try:
+            return cls(**{name: value for name, value in record.settings.items() if name in names})
+        except (AttributeError, TypeError, ISpaSPError) as error:
+            raise RunError(f"The settings of this run cannot be used here: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -143,12 +147,14 @@ def execute(settings: RunSettings, runs_folder: Path, path: Path | None = None) 
     Raises:
         ISpaSPError: what was given cannot be used, or the folder cannot be written.
     """
+    devices.pick(settings.device)
+    card = zoo.card(settings.model)
+    shipped = data.sample_images(card.dataset, "calibration")
+    images = data.choose(shipped, settings.samples, settings.seed)
     path = runs_folder / new_run_id(settings) if path is None else path
     check_new_folder(path)
-    card = zoo.card(settings.model)
     yield Progress(0.0, "reading model and images")
     model = zoo.load(settings.model)
-    images = data.choose(data.sample_images(card.dataset, "calibration"), settings.samples, settings.seed)
     test = data.sample_images(card.dataset, "test")
     keep: float | dict[str, float] = settings.keep
     if settings.keep_by_block:
@@ -179,29 +185,16 @@ def list_runs(folder: Path) -> list[RunSummary]:
         if not path.is_dir() or path.name.startswith("."):
             continue
         try:
-            plain = json.loads((path / "run.json").read_text())
-            report = plain["report"]
-            found.append(
-                RunSummary(
-                    run_id=path.name,
-                    path=path,
-                    finished_at=report.get("finished_at", ""),
-                    settings=plain["settings"],
-                    report=report,
-                    exported=(path / EXPORT / "export.json").is_file(),
-                )
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            found.append(RunSummary(path.name, path, problem=_problem(path)))
+            plain = read_json(path)
+        except RunError as error:
+            found.append(RunSummary(path.name, path, problem=str(error)))
+            continue
+        report = plain["report"]
+        exported = (path / EXPORT / "export.json").is_file()
+        found.append(
+            RunSummary(path.name, path, report["finished_at"], plain["settings"], report, exported=exported)
+        )
     return sorted(found, key=lambda run: (run.finished_at, run.run_id), reverse=True)
-
-
-def _problem(path: Path) -> str:
-    try:
-        load_record(path)
-    except ISpaSPError as error:
-        return str(error)
-    return f"The saved run {path} is damaged. Run it again."
 
 
 def open_run(path: Path) -> RunRecord:
@@ -247,14 +240,27 @@ def export_run(path: Path, threads: int = 1, seconds: float = 4.0) -> Iterator[P
             else:
                 yield Progress(0.65 + 0.35 * step.done, step.doing)
         (partial / "export.json").write_text(json.dumps(report, indent=1) + "\n")
-        shutil.rmtree(path / EXPORT, ignore_errors=True)
-        partial.rename(path / EXPORT)
+        _put_in_place(partial, path / EXPORT)
     except OSError as error:
         raise RunError(f"The export cannot be written to {path}: {error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     yield Progress(1.0, "finished")
     yield ExportDone(report)
+
+
+def _put_in_place(new: Path, place: Path) -> None:
+    """Move the folder ``new`` to ``place``; what is there gives way only once the new one stands."""
+    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
+    if place.exists():
+        place.rename(old)
+    try:
+        new.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def export_report(path: Path) -> dict[str, Any] | None:
@@ -277,6 +283,11 @@ def archive(path: Path) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
         for file in sorted(path.rglob("*")):
             relative = file.relative_to(path)
-            if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+            # A link could bring any file of this machine along.
+            if (
+                file.is_file()
+                and not file.is_symlink()
+                and not any(part.startswith(".") for part in relative.parts)
+            ):
                 bundle.write(file, Path(path.name) / relative)
     return buffer.getvalue()

@@ -27,6 +27,6 @@ def get(name: str) -> Selector:
     Raises:
         SettingError: unknown name; the message lists the known ones.
     """
-    if name not in SELECTORS:
+    if not isinstance(name, str) or name not in SELECTORS:
         raise SettingError(f"Unknown selector {name!r}; choose one of {listing(SELECTORS)}.")
     return SELECTORS[name]

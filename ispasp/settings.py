@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from ispasp import selectors
 from ispasp.errors import SettingError, listing
@@ -64,7 +65,7 @@ def check_keep(keep: object, name: str = "keep") -> float:
     Raises:
         SettingError: it is not a number, is NaN, or is out of range.
     """
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+    if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < float(keep) <= 1:
         raise SettingError(
             f"{name} is {keep!r}; give the fraction to keep, above 0 and up to 1, such as 0.4."
         )

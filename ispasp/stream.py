@@ -1,9 +1,10 @@
 """Execute a traced model node by node over all calibration batches in step.
 
-Two streams run side by side: the dense network and the one pruned so far. In the pruned stream every
-producer has its full width and every pruned consumer's output is replaced by what the kept groups give,
-so it computes what the network with masked groups computes. Each value is freed after its last use:
-memory holds what is live at one point of the network, however deep it is.
+Two streams run side by side: the dense network, over a few examples, and the one pruned so far, over
+all. Only targets taken from the dense network would need it over all examples. In the pruned stream
+every producer has its full width and every pruned consumer's output is replaced by what the kept groups
+give, so it computes what the network with masked groups computes. Each value is freed after its last
+use: memory holds what is live at one point of the network, however deep it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ispasp.calibration import Batch
@@ -31,7 +32,11 @@ class Stream:
     def __init__(self, traced: Traced, batches: Sequence[Batch]) -> None:
         self.traced = traced
         self.count = len(batches)
-        self.fixed: dict[fx.Node, Tensor] = {node: value.detach() for node, value in traced.fixed.items()}
+        # Buffers may be changed by the forward pass; each stream has its own.
+        self.fixed: dict[fx.Node, Tensor] = {
+            node: value.detach() if isinstance(value, nn.Parameter) else value.clone()
+            for node, value in traced.fixed.items()
+        }
         self.values: dict[fx.Node, list[Any]] = {}
         self.ready: dict[fx.Node, list[Tensor]] = {}
         placeholders = [node for node in traced.nodes if node.op == "placeholder"]
@@ -69,8 +74,9 @@ class Stream:
         """Give ``node`` these values, one per batch; it is not executed when it comes up."""
         self.ready[node] = results
 
-    def outputs(self) -> list[Tensor]:
-        """The model's first output tensor, in every batch."""
+    def outputs(self, batch: int) -> list[Tensor]:
+        """Every tensor that the model returns for one batch, in order."""
         node = next(node for node in self.traced.nodes if node.op == "output")
         leaves = [leaf for leaf in pytree.tree_leaves(node.args) if isinstance(leaf, fx.Node)]
-        return self.values[leaves[0]]
+        found = [self.fixed[leaf] if leaf in self.fixed else self.values[leaf][batch] for leaf in leaves]
+        return [value for value in found if isinstance(value, Tensor)]

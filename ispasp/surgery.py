@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ispasp.blocks import features
-from ispasp.errors import RunError, SurgeryError
-from ispasp.records import Block
+from ispasp.errors import RunError, SurgeryError, listing
+from ispasp.records import Block, BlockPruned
 
 
 def slice_block(model: nn.Module, block: Block, selected: Sequence[int]) -> None:
@@ -24,85 +25,89 @@ def slice_block(model: nn.Module, block: Block, selected: Sequence[int]) -> None
 
 
 def _keep(module: nn.Module, index: Tensor, dim: int) -> None:
-    """Keep ``index`` along ``dim`` of the weight; along dimension 0 also of everything else it has."""
-    for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-        if value.ndim > dim and (dim == 0 or name == "weight"):
-            _assign(module, name, value.detach().index_select(dim, index.to(value.device)))
-    _update_sizes(module)
-
-
-def _assign(module: nn.Module, name: str, value: Tensor) -> None:
-    old = getattr(module, name)
-    if isinstance(old, nn.Parameter):
-        value = nn.Parameter(value.clone(), requires_grad=old.requires_grad)
-    setattr(module, name, value)
-
-
-def _update_sizes(module: nn.Module) -> None:
-    """Make the sizes that a layer states about itself those of its weight."""
+    """Keep ``index`` along ``dim`` of the weight; along dimension 0 also of bias and statistics."""
+    for name in ("weight", "bias", "running_mean", "running_var") if dim == 0 else ("weight",):
+        value = getattr(module, name, None)
+        if isinstance(value, Tensor):
+            kept = value.detach().index_select(dim, index.to(value.device))
+            parameter = isinstance(value, nn.Parameter)
+            setattr(module, name, nn.Parameter(kept, value.requires_grad) if parameter else kept)
+    weight = cast(Tensor, module.weight)
     if isinstance(module, nn.Conv2d):
-        module.out_channels = module.weight.shape[0]
-        module.in_channels = module.weight.shape[1] * module.groups
+        module.out_channels, module.in_channels = weight.shape[:2]
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.weight is not None:
-        module.num_features = module.weight.shape[0]
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        module.num_features = len(weight)
 
 
-def check_equal(masked: Tensor, sliced: Tensor, tolerance: float = 1e-4) -> float:
-    """The largest difference between two outputs, relative to the largest masked output.
+def tolerance(value: Tensor) -> float:
+    """How far masked and sliced outputs may differ, relative to the output's scale.
+
+    1e-4 in single precision; four times the precision of the arithmetic where that is coarser: half
+    types, and TensorFloat-32, which CUDA uses for convolutions by default.
+    """
+    precision = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+    if value.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+        precision = max(precision, 2.0**-10)
+    return max(1e-4, 4 * precision)
+
+
+def check_equal(masked: Sequence[Tensor], sliced: Sequence[Tensor]) -> None:
+    """Compare every output of the masked and the sliced model.
 
     Raises:
-        SurgeryError: it is above ``tolerance``, or the shapes differ.
+        SurgeryError: shapes differ, or values by more than ``tolerance`` of the largest masked output.
     """
-    if masked.shape != sliced.shape:
+    if [value.shape for value in masked] != [value.shape for value in sliced]:
         raise SurgeryError(
-            f"The sliced model returns {tuple(sliced.shape)}, the masked model {tuple(masked.shape)}; nothing was kept."
+            f"The sliced model returns {listing(tuple(v.shape) for v in sliced)}, the masked model "
+            f"{listing(tuple(v.shape) for v in masked)}; nothing was kept."
         )
-    scale = masked.abs().max().item() or 1.0
-    difference = (masked - sliced).abs().max().item() / scale
-    if not difference <= tolerance:
-        raise SurgeryError(
-            f"The sliced model differs from the masked model by {difference:.1e} of the output's scale "
-            f"(allowed: {tolerance:.0e}); please report this model, its blocks were not found correctly."
-        )
-    return difference
+    for expected, got in zip(masked, sliced, strict=True):
+        scale = expected.double().abs().max().item() or 1.0
+        difference = (expected.double() - got.double()).abs().max().item() / scale
+        if not difference <= tolerance(expected):
+            raise SurgeryError(
+                f"The sliced model differs from the masked model by {difference:.1e} of the output's scale "
+                f"(allowed: {tolerance(expected):.0e}), so nothing was kept: its forward depends on the width "
+                "of a pruned layer. Prune other blocks (blocks=...), and please report this model."
+            )
 
 
-def rebuild(model: nn.Module, saved: Mapping[str, Tensor]) -> nn.Module:
-    """Give a dense model the widths and weights of a saved pruned one, in place, strictly.
+def rebuild(model: nn.Module, pruned: Sequence[BlockPruned], saved: Mapping[str, Tensor]) -> nn.Module:
+    """Slice a dense model as a saved run was sliced, and load its weights, strictly; in place.
 
     Args:
         model: the dense architecture, freshly built.
-        saved: the pruned model's state dict; tensors may be narrower than the model's.
+        pruned: what the run removed.
+        saved: the pruned model's state dict.
 
     Raises:
-        RunError: names are missing or unexpected, or a tensor cannot belong to this architecture;
-            the message names the first three.
+        RunError: names or shapes do not fit (the message names the first three), or a value is not finite.
     """
+    try:
+        for event in pruned:
+            slice_block(model, event.block, event.selected)
+    except (AttributeError, IndexError) as error:
+        raise RunError(
+            f"The run does not belong to this {type(model).__name__} ({error}). Give the architecture that was pruned."
+        ) from error
     own = model.state_dict()
     wrong = [f"missing {name}" for name in own if name not in saved]
     wrong += [f"unexpected {name}" for name in saved if name not in own]
     for name, value in saved.items():
-        if name in own and (
-            own[name].ndim != value.ndim
-            or own[name].dtype != value.dtype
-            or any(new > old for new, old in zip(value.shape, own[name].shape, strict=True))
-        ):
+        if name in own and (own[name].shape, own[name].dtype) != (value.shape, value.dtype):
             wrong.append(
-                f"{name} is {tuple(value.shape)} {value.dtype}, at most {tuple(own[name].shape)} fits"
+                f"{name} is {tuple(value.shape)} {value.dtype} in place of {tuple(own[name].shape)} {own[name].dtype}"
             )
+        elif not bool(value.isfinite().all()):
+            wrong.append(f"{name} holds values that are not finite")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise RunError(
             f"The saved weights do not belong to this {type(model).__name__}: {'; '.join(wrong[:3])}{more}. "
             "Give the architecture that was pruned."
         )
-    for name, module in model.named_modules():
-        for leaf, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            target = saved.get(f"{name}.{leaf}" if name else leaf)
-            if target is not None and target.shape != value.shape:
-                _assign(module, leaf, torch.empty_like(target, device=value.device))
-        _update_sizes(module)
     model.load_state_dict(dict(saved), strict=True)
     return model.eval()

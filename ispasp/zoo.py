@@ -135,7 +135,7 @@ def load(name: str, folder: Traversable | None = None) -> nn.Module:
 
 
 def _check_known(name: str) -> None:
-    if name not in _ARCHITECTURES:
+    if not isinstance(name, str) or name not in _ARCHITECTURES:
         raise ModelError(f"Unknown model {name!r}: choose one of {listing(names())}.")
 
 

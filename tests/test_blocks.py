@@ -170,9 +170,87 @@ class ShuffledView(nn.Module):
         return self.second(torch.relu(self.first(x)).view(-1, 3, 2))
 
 
+class SharedBias(Two):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.second(torch.relu(self.first(x))), x.sum(1) + self.first.bias.sum()
+
+
+class TiedUnused(Two):
+    """The other holder of the weight is not part of the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 6)
+        self.head.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class LinearOverPositions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.second = nn.Linear(30, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class GroupedProducer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, groups=3)
+        self.second = nn.Conv2d(6, 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class Averaged(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)).mean(dim=1, keepdim=True).expand(-1, 6))
+
+
+class PlainNorm(nn.Module):
+    def __init__(self, **options: bool) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = (
+            nn.Conv2d(3, 6, 3),
+            nn.BatchNorm2d(6, **options),
+            nn.Conv2d(6, 6, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.norm(self.first(x))))
+
+
+class NormWithoutWeights(PlainNorm):
+    def __init__(self) -> None:
+        super().__init__(affine=False)
+
+
+class NormWithoutStatistics(PlainNorm):
+    def __init__(self) -> None:
+        super().__init__(track_running_stats=False)
+
+
+class GradientsInside(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return self.second(torch.relu(self.first(x)))
+
+
 @pytest.mark.parametrize(
     ("kind", "example", "reason"),
     [
+        (SharedBias, VECTOR, "its bias (first.bias) is shared"),
+        (TiedUnused, VECTOR, "shared (tied)"),
+        (LinearOverPositions, IMAGE, "along another dimension"),
+        (GroupedProducer, IMAGE, "it is a grouped convolution"),
+        (Averaged, VECTOR, "its groups are averaged"),
+        (NormWithoutWeights, IMAGE, "batch norm without weights"),
+        (NormWithoutStatistics, IMAGE, "without running statistics"),
         (Residual, VECTOR, "residual stream"),
         (Returned, VECTOR, "the model returns it"),
         (Softmax, VECTOR, "softmax"),
@@ -227,6 +305,11 @@ class Branching(nn.Module):
 def test_a_model_that_cannot_be_traced_is_named_with_the_cause() -> None:
     with pytest.raises(ModelError, match="Branching cannot be traced by torch.export"):
         ispasp.find_blocks(Branching(), VECTOR)
+
+
+def test_gradient_switches_inside_forward_are_named() -> None:
+    with pytest.raises(ModelError, match="GradientsInside"):
+        ispasp.prune(GradientsInside(), [VECTOR], keep=0.5, device="cpu")
 
 
 def test_what_is_not_a_model_or_not_a_batch_is_refused() -> None:

@@ -53,6 +53,7 @@ def test_prune_prints_one_object_and_saves_the_run(tmp_path: Path) -> None:
     assert record.trace[-1].selected == tuple(block["selected"])
     assert printed["onnx"]["max_rel_diff"] <= 1e-4
     onnxruntime.InferenceSession(tmp_path / printed["onnx"]["path"], providers=["CPUExecutionProvider"])
+    assert printed["latency"]["dense"]["median_ms"] > 0
     assert ispasp.load(tmp_path / "run").model.fc1.out_features == 208
 
 

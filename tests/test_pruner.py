@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 import ispasp
-from ispasp import data, evaluate, surgery, zoo
-from ispasp.calibration import as_batch
+from ispasp import data, surgery, zoo
 from ispasp.errors import CalibrationError, DeviceError, ModelError, SettingError, SurgeryError
 from ispasp.records import BlockPruned, BlockStarted, Finished, Iteration, Progress, Started
 from tests import oracle
@@ -310,6 +310,11 @@ def test_unknown_blocks_are_refused_with_the_known_ones() -> None:
         ispasp.prune(model, GOOD, keep={"layer9": 0.5}, device="cpu")
     with pytest.raises(SettingError, match="Block layer1.0.conv2 cannot be pruned: it is added"):
         ispasp.prune(model, GOOD, keep=0.5, blocks=["layer1.0.conv2"], device="cpu")
+    with pytest.raises(SettingError, match="Unknown block 'typo'"):
+        keep = {"layer1.0.conv1": 0.5, "typo": 0.5}
+        ispasp.prune(model, GOOD, keep=keep, blocks="layer1.0.conv1", device="cpu")
+    with pytest.raises(SettingError, match="keep names no block"):
+        ispasp.iterate(model, GOOD, keep={})
     with pytest.raises(SettingError, match=r"names no fraction for block layer1\.1\.conv1"):
         ispasp.prune(model, GOOD, keep={"layer1.0.conv1": 0.5}, blocks=["layer1.1.conv1"], device="cpu")
 
@@ -322,11 +327,107 @@ def test_what_is_not_a_module_is_refused() -> None:
 def test_a_wrongly_sliced_model_does_not_pass_the_check() -> None:
     model, batches = sample("cifar10_resnet20", 40)
     result = ispasp.prune(model, batches, keep=0.3, device="cpu")
-    batch = as_batch(batches[0])
-    right = evaluate.forward(masked(model, result), batch)
+    images = batches[0][0]
     with torch.no_grad():
+        right = masked(model, result)(images)
         result.model.layer3[0].conv2.weight[:, [0, 1]] = result.model.layer3[0].conv2.weight[:, [1, 0]]
+        wrong = result.model(images)
     with pytest.raises(SurgeryError, match="differs from the masked model"):
-        surgery.check_equal(right, evaluate.forward(result.model, batch))
-    with pytest.raises(SurgeryError):
-        surgery.check_equal(right, torch.full_like(right, math.nan))
+        surgery.check_equal([right], [wrong])
+    with pytest.raises(SurgeryError, match="differs from the masked model"):
+        surgery.check_equal([right], [torch.full_like(right, math.nan)])
+    with pytest.raises(SurgeryError, match="returns"):
+        surgery.check_equal([right], [right[:, :3]])
+
+
+def test_prune_refuses_a_model_that_was_sliced_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = sample("cifar10_resnet20", 40)
+    right = surgery.slice_block
+
+    def off_by_one(module: nn.Module, block: ispasp.Block, selected: tuple[int, ...]) -> None:
+        right(module, block, sorted((group + 1) % block.groups for group in selected))
+        module.get_submodule(block.consumer).weight = nn.Parameter(
+            model.get_submodule(block.consumer).weight[:, list(selected)].detach()
+        )
+
+    monkeypatch.setattr(surgery, "slice_block", off_by_one)
+    with pytest.raises(SurgeryError, match="nothing was kept"):
+        ispasp.prune(model, batches, keep=0.3, multiple=1, blocks=["layer3.2.conv1"], device="cpu")
+
+
+class WidthInTheSecondOutput(nn.Module):
+    """Its second output depends on how many neurons there are: masking and slicing differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 16), nn.Linear(16, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.first(x))
+        out = self.second(hidden / self.first.out_features)
+        return torch.zeros_like(out), out
+
+
+class TutorialLeNet(nn.Module):
+    def __init__(self, view: str) -> None:
+        super().__init__()
+        self.view = view
+        self.conv, self.fc = nn.Conv2d(3, 16, 5), nn.Linear(16 * 14 * 14, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(torch.relu(self.conv(x)), 2)
+        return self.fc(x.view(-1, 16 * 14 * 14) if self.view == "written" else x.view(x.size(0), -1))
+
+
+def test_a_width_that_is_written_into_forward_is_refused_or_found_out() -> None:
+    with pytest.raises(SurgeryError, match="depends on the width of a pruned layer"):
+        ispasp.prune(WidthInTheSecondOutput(), [torch.rand(40, 6)], keep=0.5, multiple=1, device="cpu")
+    images = torch.randn(4, 3, 32, 32)
+    with pytest.raises(ModelError, match="reshaped to a size written into forward"):
+        ispasp.prune(TutorialLeNet("written"), [images], keep=0.5, device="cpu")
+    result = ispasp.prune(TutorialLeNet("open"), [images], keep=0.5, device="cpu")
+    assert result.model.fc.in_features == 8 * 14 * 14
+
+
+@pytest.mark.parametrize("tokens_first", [True, False])
+def test_the_batch_need_not_be_the_first_dimension_of_the_hidden_representation(tokens_first: bool) -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.transpose(0, 1) if tokens_first else x.reshape(-1, 6)
+            x = self.second(torch.relu(self.first(x)))
+            return x.transpose(0, 1) if tokens_first else x
+
+    result = ispasp.prune(Tokens(), [torch.randn(20, 5, 6)], keep=0.5, multiple=1, device="cpu")
+    assert result.model.first.out_features == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_pruned_and_checked(dtype: torch.dtype) -> None:
+    network = oracle.two_layer_network(6, 32, 4, seed=0).to(dtype)
+    inputs = torch.randn(40, 6).to(dtype)
+    result = ispasp.prune(network, [inputs], keep=0.25, multiple=1, device="cpu")
+    assert result.model[0].weight.dtype == dtype
+    assert result.model(inputs).shape == (40, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, torch.float16])
+def test_data_of_the_wrong_type_is_named(dtype: torch.dtype) -> None:
+    images = torch.randint(0, 2, (4, 1, 28, 28))
+    with pytest.raises((CalibrationError, ModelError), match=str(dtype).replace("torch.", "")):
+        ispasp.prune(zoo.load("mnist_mlp"), [images.to(dtype)], device="cpu")
+    good = [images.float()]
+    with pytest.raises(CalibrationError, match="evaluation data"):
+        ispasp.prune(zoo.load("mnist_mlp"), good, device="cpu", evaluation=[torch.randn(4, 1, 14, 14)])
+
+
+def test_seconds_do_not_count_the_time_between_events() -> None:
+    network = oracle.two_layer_network(6, 32, 4, seed=0)
+    for event in ispasp.iterate(network, [torch.randn(40, 6)], keep=0.25, device="cpu"):
+        if isinstance(event, Iteration):
+            time.sleep(5.0)
+    assert isinstance(event, Finished)
+    assert sum(pruned.seconds for pruned in event.result.blocks_pruned) < 5.0

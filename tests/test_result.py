@@ -70,7 +70,9 @@ def test_a_run_of_another_model_asks_for_its_architecture(saved: Path) -> None:
 def test_another_architecture_is_refused_with_the_first_differences(saved: Path) -> None:
     with pytest.raises(RunError, match="do not belong to this CifarResNet: missing layer1.1.conv1.weight"):
         ispasp.load(saved, CifarResNet(blocks_per_stage=2))
-    with pytest.raises(RunError, match=r"fc.weight is \(10, 64\) torch.float32, at most \(3, 64\) fits"):
+    with pytest.raises(
+        RunError, match=r"fc.weight is \(10, 64\) torch.float32 in place of \(3, 64\) torch.float32"
+    ):
         ispasp.load(saved, CifarResNet(blocks_per_stage=1, classes=3))
 
 
@@ -137,6 +139,28 @@ def rename_weight(run: Path) -> None:
     save_file(weights, run / "model.safetensors")
 
 
+def cut_rows(run: Path) -> None:
+    weights = load_file(run / "model.safetensors")
+    weights["layer1.0.conv1.weight"] = weights["layer1.0.conv1.weight"][:5]
+    save_file(weights, run / "model.safetensors")
+
+
+def spoil_weight(run: Path) -> None:
+    weights = load_file(run / "model.safetensors")
+    weights["fc.weight"][0, 0] = float("nan")
+    save_file(weights, run / "model.safetensors")
+
+
+def spoil_settings(run: Path) -> None:
+    plain = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(plain | {"settings": []}))
+
+
+def spoil_event(run: Path) -> None:
+    plain = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(plain | {"blocks_pruned": ["x"]}))
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -148,6 +172,10 @@ def rename_weight(run: Path) -> None:
         (lose_trace, "trace.safetensors cannot be read"),
         (pickle_weights, "model.safetensors cannot be read"),
         (rename_weight, "missing fc.weight; unexpected other"),
+        (cut_rows, r"layer1.0.conv1.weight is \(5, "),
+        (spoil_weight, "fc.weight holds values that are not finite"),
+        (spoil_settings, "lacks its settings or report"),
+        (spoil_event, "damaged"),
         (shutil.rmtree, "is not a saved run"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -75,8 +76,11 @@ def test_damaged_and_foreign_folders_are_listed_with_their_problem(tmp_path: Pat
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text("[1")
     (tmp_path / ".hidden.partial").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "run.json").write_text('{"format": 1, "settings": {}, "report": {"finished_at": 5}}')
     problems = {run.run_id: run.problem for run in runs.list_runs(tmp_path)}
-    assert set(problems) == {"foreign", "damaged"}
+    assert set(problems) == {"foreign", "damaged", "odd"}
+    assert "damaged" in problems["odd"]
     assert "is not a saved run" in problems["foreign"]
     assert "damaged" in problems["damaged"]
     assert runs.list_runs(tmp_path / "nowhere") == []
@@ -103,12 +107,38 @@ def test_export_writes_both_models_that_onnxruntime_runs_as_torch_does(saved: Pa
     assert not [file for file in saved.iterdir() if file.name.startswith(".")]
 
 
-def test_archive_holds_the_run(saved: Path) -> None:
+def test_a_second_export_takes_the_place_of_the_first_only_when_it_stands(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if runs.export_report(saved) is None:
+        list(runs.export_run(saved, seconds=0.2))
+    first = runs.export_report(saved)
+    rename = Path.rename
+
+    def full_disk(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", full_disk)
+    with pytest.raises(RunError, match="No space left on device"):
+        list(runs.export_run(saved, seconds=0.2))
+    assert runs.export_report(saved) == first
+    monkeypatch.undo()
+    list(runs.export_run(saved, seconds=0.2))
+    assert runs.export_report(saved) != first
+    assert not [file for file in saved.iterdir() if file.name.startswith(".")]
+
+
+def test_archive_holds_the_run_and_follows_no_link(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    (saved / "link.txt").symlink_to(tmp_path / "secret.txt")
     with zipfile.ZipFile(io.BytesIO(runs.archive(saved))) as bundle:
         names = set(bundle.namelist())
         assert {
             f"{saved.name}/{name}" for name in ("run.json", "model.safetensors", "trace.safetensors")
         } <= names
+        assert f"{saved.name}/link.txt" not in names
         assert bundle.read(f"{saved.name}/run.json") == (saved / "run.json").read_bytes()
 
 
@@ -123,7 +153,7 @@ def test_archive_holds_the_run(saved: Path) -> None:
         ({"keep": 0}, SettingError, "keep is 0"),
         ({"keep_by_block": {"fc1": 3}}, SettingError, "keep of block fc1 is 3"),
         ({"selector": "best"}, SettingError, "Unknown selector"),
-        ({"device": "cuda:9"}, DeviceError, "cuda:9 is not here"),
+        ({"samples": 0}, SettingError, "samples is 0"),
     ],
 )
 def test_settings_are_refused_at_once(
@@ -131,6 +161,16 @@ def test_settings_are_refused_at_once(
 ) -> None:
     with pytest.raises(error, match=message):
         RunSettings(**({"model": "mnist_mlp"} | settings))  # type: ignore[arg-type]
+
+
+def test_an_absent_device_is_refused_at_the_start_but_its_runs_can_be_read(
+    saved: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DeviceError, match="cuda:9 is not here"):
+        next(iter(runs.execute(RunSettings("mnist_mlp", device="cuda:9"), tmp_path)))
+    record = runs.open_run(saved)
+    elsewhere = dataclasses.replace(record, settings={**record.settings, "device": "cuda:9"})
+    assert RunSettings.of(elsewhere).device == "cuda:9"
 
 
 @pytest.mark.parametrize("samples", [0, -1, 513, 2.5])
