@@ -85,7 +85,7 @@ def run_published(options: argparse.Namespace) -> dict[str, Any]:
         options.keep,
         blocks=names,
         device=options.device,
-        after_norm=not options.at_consumer,
+        after_norm=options.after_norm,
     )
     for block in loop:
         blocks.append({"name": block.name, "selected": list(block.selected), "seconds": block.seconds})
@@ -356,10 +356,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--device", default="cpu", help="cpu or cuda, for both sides")
     made.add_argument(
-        "--at-consumer",
+        "--after-norm",
         action="store_true",
-        help="take the published loop's residual at the consumer, as in Algorithm 1; the published code, and so "
-        "the default here, takes it after the batch norm that follows",
+        help="take the published loop's residual after the batch norm that follows the consumer, as its code "
+        "does; Algorithm 1, and so the default here, takes it at the consumer",
     )
     made.add_argument("--skip-published", action="store_true")
     made.add_argument("--json", action="store_true", help="print one JSON object instead of tables")

@@ -173,6 +173,26 @@ def comparisons(report: Mapping[str, Any]) -> list[Comparison]:
     return rows
 
 
+def result_rows(report: Mapping[str, Any], export: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
+    """Dense against pruned as two rows of words, ready for a table.
+
+    Args:
+        report: of a finished run.
+        export: of its export (``runs.export_report``); without one, latency and file size are not known.
+    """
+    rows: tuple[dict[str, str], dict[str, str]] = ({"Model": "dense"}, {"Model": "pruned"})
+    for row in comparisons(report):
+        rows[0][row.label] = row.dense or "–"
+        rows[1][row.label] = f"{row.pruned}, {row.change}" if row.dense else row.pruned
+    for values, name, file in zip(rows, ("dense", "pruned"), ("dense_onnx", "onnx"), strict=True):
+        latency = export["latency"] if export else None
+        values["Latency"] = f"{latency[name]['median_ms']:.3g} ms" if latency else "after export"
+        values["File size"] = f"{export[file]['bytes'] / 1e6:.2f} MB" if export else "after export"
+    if export:
+        rows[1]["Latency"] += f", {export['latency']['ratio']:.2f}×"
+    return list(rows)
+
+
 def remarks(
     report: Mapping[str, Any], keep: float, keep_by_block: Mapping[str, float] | None = None
 ) -> list[str]:

@@ -41,10 +41,10 @@ def blocks_figure(blocks: Sequence[BlockPruned], dark: bool = False, height: int
 
 
 def comparison_figure(report: Mapping[str, Any], dark: bool = False, height: int = 200) -> go.Figure:
-    """What is left of the dense model, in per cent: parameters, MACs and accuracy."""
-    pairs = [("parameters", "params"), ("MACs", "macs"), ("accuracy", "accuracy")]
-    known = [(label, report.get(f"{key}_before"), report.get(f"{key}_after")) for label, key in pairs]
-    rows = [(label, 100 * after / before) for label, before, after in known if before and after is not None]
+    """What is left of the dense model, in per cent: parameters and MACs."""
+    pairs = [("parameters", "params"), ("MACs", "macs")]
+    known = [(label, report[f"{key}_before"], report[f"{key}_after"]) for label, key in pairs]
+    rows = [(label, 100 * after / before) for label, before, after in known if before]
     values = np.array([value for _, value in rows], dtype=np.float32)
     labels = [label for label, _ in rows]
     figure = go.Figure(

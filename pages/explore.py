@@ -3,21 +3,46 @@
 import streamlit as st
 
 from ispasp.narrative import duration
-from ui import block_view, components, controls, export, inspector, library, results, settings, target
+from ui import block_view, components, controls, export, library, results, run_list, settings, target
 from ui.settings import Draft
 from ui.target import Target
+from ui.view import View
 
 
 def main() -> None:
-    inspector.take_over()
-    st.title("Prune a network, step by step", anchor=False)
+    st.title("i-SpaSP Explorer", anchor=False)
+    st.caption(f"Prune a network, step by step · Device: {library.device_name()}")
     seen = target.resolve()
+    settings.follow(seen.id, seen.settings)
     draft = settings.panel(seen.locked)
-    controls.buttons(seen.job, seen.state, draft)
-    _work(seen, draft)
+    controls.buttons(seen.job, seen.state, draft, seen.settings)
+    if seen.id:
+        _work(seen, draft)
+    else:
+        _plan(seen, draft)
     if seen.record is not None and seen.settings is not None:
-        results.draw(seen.view(draft), seen.settings)
-        export.draw(library.run_path(seen.run_id))
+        path = library.run_path(seen.run_id)
+        results.draw(seen.view(draft), seen.settings, export.report_of(path))
+        export.draw(path)
+    settings.block_table(draft)
+
+
+def _plan(seen: Target, draft: Draft) -> None:
+    """Before any work. All that needs no trace of the network, which may take seconds, is drawn first."""
+    controls.status(None, View(), problems=draft.problems)
+    results.headline(draft.model, None)
+    strip = st.container(key="plan")  # as high as the strip will be, so that nothing jumps when it comes
+    run_list.under_way()
+    _first_steps(draft)
+    with strip:
+        view = seen.view(draft)
+        components.strip(view, None, lambda: None, stale=draft.settings is None)
+        largest = max((b.block.groups for b in view.blocks), default=0)
+        if draft.settings is not None and draft.settings.multiple > largest:
+            st.caption(
+                f"A multiple of {draft.settings.multiple:,} is larger than any block here (at most {largest:,} "
+                "groups), so nothing is rounded: every block keeps the exact count."
+            )
 
 
 def _work(seen: Target, draft: Draft) -> None:
@@ -30,45 +55,40 @@ def _work(seen: Target, draft: Draft) -> None:
         if snapshot is not None and snapshot.state is not seen.state:
             st.rerun()  # once per change of state: buttons, locks and plots differ
         view = seen.view(draft)
-        controls.status(snapshot, view, _opened(seen, draft), draft.settings is not None)
+        controls.status(snapshot, view, _opened(seen), draft.problems)
         if snapshot is not None and snapshot.error:
             st.error(f"{snapshot.error} Then press Run to start again.")
-        used = seen.settings or draft.settings
+        used = seen.settings or draft.last
         results.headline(used.model if used else draft.model, view.report)
         if not view.blocks or used is None:
             return
-        components.strip(view, block_view.picked(view), block_view.pick)
-        if seen.job is None and seen.record is None:
-            _first_steps()
-        elif view.current is not None or seen.locked:
-            block_view.draw(view, used, live)
+        components.strip(view, block_view.picked(view), lambda: block_view.pick(view))
+        if view.current is not None or seen.locked:
+            block_view.draw(view, used, live, seen.locked)
 
     draw()
 
 
-def _opened(seen: Target, draft: Draft) -> str:
-    """What to say about a run that is finished, and whether the settings above are still its own."""
-    if seen.record is None or seen.settings is None:
+def _opened(seen: Target) -> str:
+    """What to say about a run that is finished."""
+    if seen.record is None:
         return ""
-    used, seconds = seen.settings, seen.record.report["seconds"]
-    words = (
-        f"**Finished** in {duration(seconds)} on {seen.record.report['device']} and saved; Runs lists it. "
+    report = seen.record.report
+    return (
+        f"**Finished** in {duration(report['seconds'])} on {report['device']} and saved. "
+        "It is listed under Runs. The result and the export are below."
     )
-    if draft.settings is not None and draft.settings != used:
-        return words + (
-            f"Shown is the run with {used.model}, keep {used.keep:g}, seed {used.seed}; "
-            "Run makes a new one with the settings above."
-        )
-    return words + "The result and the export stand below."
 
 
-def _first_steps() -> None:
+def _first_steps(draft: Draft) -> None:
     """What a newcomer reads where nothing was done yet."""
+    last = draft.last
+    share = f"{100 * last.keep:.4g} % of every block's groups" if last else "a part of every block"
     with st.container(border=True):
         for column, (title, text) in zip(
             st.columns(3, gap="large"),
             (
-                ("1. Press Run", "A sample model is chosen and half of every block will be kept. One press prunes it "
+                ("1. Press Run", f"A sample model is chosen and {share} will be kept. One press prunes it "
                  "block by block, in seconds."),
                 ("2. See what it does", "Which channels are kept, added and dropped in every iteration, how far the "
                  "output moves, and why a channel stayed or went."),

@@ -83,14 +83,14 @@ def enabled(app: AppTest) -> set[str]:
 def test_the_first_visit_has_a_sample_chosen_and_says_what_to_do() -> None:
     app = sound(AppTest.from_file(str(MAIN), default_timeout=120).run())
     assert app.selectbox(key="model").value == "cifar10_resnet20"
-    assert app.number_input(key="keep").value == app.slider(key="keep_slider").value == 0.5
+    assert app.text_input(key="keep").value == "0.5" and app.slider(key="keep_slider").value == 0.5
     assert app.number_input(key="multiple").value == 8
     assert "Press Run" in words(app) and "Ready." in words(app)
     assert enabled(app) == {"run", "step"}
     assert [metric.label for metric in app.metric] == [
         "Parameters",
         "MACs per image",
-        "Accuracy",
+        "Accuracy, 4,000 test images",
         "Agreement",
     ]
 
@@ -103,7 +103,7 @@ def test_run_to_the_end_shows_dense_against_pruned_and_can_be_opened_again(runs_
     assert [metric.label for metric in app.metric] == [
         "Parameters",
         "MACs per image",
-        "Accuracy",
+        "Accuracy, 1,000 shipped test images",
         "Agreement",
     ]
     assert "dense" in app.metric[0].delta and app.metric[3].value.endswith("%")
@@ -127,7 +127,7 @@ def test_step_goes_one_iteration_at_a_time() -> None:
     assert " in, " in words(app) and "→" in words(app)
     assert enabled(app) == {"run", "step", "stop"}
     assert "Settings are locked" in words(app)
-    assert app.number_input(key="keep").disabled and app.selectbox(key="model").disabled
+    assert app.text_input(key="keep").disabled and app.selectbox(key="model").disabled
     press(app, "run_button")
     until(app, lambda: "run" in app.query_params)
 
@@ -140,7 +140,7 @@ def test_stop_says_that_nothing_was_saved(runs_folder: Path) -> None:
     until(app, lambda: "Stopped" in words(app))
     assert "nothing was saved" in words(app) and "press Run" in words(app)
     assert enabled(app) == {"run", "step"}
-    assert not list(runs_folder.glob("*")) and not app.number_input(key="keep").disabled
+    assert not list(runs_folder.glob("*")) and not app.text_input(key="keep").disabled
 
 
 def test_a_failure_is_one_sentence_with_what_to_do(runs_folder: Path) -> None:
@@ -150,28 +150,35 @@ def test_a_failure_is_one_sentence_with_what_to_do(runs_folder: Path) -> None:
     until(app, lambda: "Failed" in words(app))
     (error,) = app.error
     assert str(runs_folder) in error.value and "Traceback" not in error.value
-    assert enabled(app) == {"run", "step"} and not app.number_input(key="keep").disabled
+    assert enabled(app) == {"run", "step"} and not app.text_input(key="keep").disabled
 
 
 @pytest.mark.parametrize(
     ("keep", "said"),
-    [(0.0, "0 was given"), (1.5, "1.5 was given"), (-0.1, "-0.1 was given")],
+    [
+        ("0", "0 was given"),
+        ("1.5", "1.5 was given"),
+        ("-0.1", "-0.1 was given"),
+        ("nan", "nan was given"),
+        ("half", "half was given"),
+        ("", "the field is empty"),
+    ],
 )
-def test_a_keep_ratio_that_cannot_be_used(keep: float, said: str) -> None:
+def test_a_keep_ratio_that_cannot_be_used(keep: str, said: str) -> None:
     app = visit()
-    sound(app.number_input(key="keep").set_value(keep).run())
+    sound(app.text_input(key="keep").set_value(keep).run())
     (error,) = app.error
     assert said in error.value and "above 0 and up to 1" in error.value
     assert enabled(app) == set()
-    sound(app.number_input(key="keep").set_value(0.25).run())
+    sound(app.text_input(key="keep").set_value("0.25").run())
     assert not app.error and enabled(app) == {"run", "step"} and app.slider(key="keep_slider").value == 0.25
 
 
 def test_the_slider_moves_the_exact_field_and_follows_the_address() -> None:
     app = visit(keep="0.2")
-    assert app.slider(key="keep_slider").value == app.number_input(key="keep").value == 0.2
+    assert app.slider(key="keep_slider").value == 0.2 and app.text_input(key="keep").value == "0.2"
     sound(app.slider(key="keep_slider").set_value(0.37).run())
-    assert app.number_input(key="keep").value == 0.37
+    assert app.text_input(key="keep").value == "0.37"
 
 
 @pytest.mark.parametrize(
@@ -222,9 +229,73 @@ def test_changing_settings_keeps_the_finished_result() -> None:
     app = few_samples(visit())
     finish(app)
     before = app.metric[0].value
-    sound(app.number_input(key="keep").set_value(0.6).run())
+    sound(app.text_input(key="keep").set_value("0.6").run())
+    sound(app.number_input(key="seed").set_value(3).run())
     assert app.metric[0].value == before
-    assert "Run makes a new one with the settings above" in words(app)
+    assert "Showing the run mnist_mlp, keep 0.2. Shown: keep 0.2 (above: 0.6), seed 0 (above: 3)." in words(
+        app
+    )
+    press(app, "new_run")
+    until(app, lambda: "keep0.6" in seen(app, "run") if "run" in app.query_params else False)
+    assert "Showing the run" not in words(app)
+
+
+def test_another_model_puts_the_run_away() -> None:
+    app = few_samples(visit())
+    finish(app)
+    sound(app.selectbox(key="model").set_value("cifar10_resnet20").run())
+    assert "run" not in app.query_params and "Ready." in words(app) and "Press Run" in words(app)
+    assert app.number_input(key="samples").value == 512
+
+
+def test_the_panel_shows_the_settings_of_what_is_on_the_screen() -> None:
+    app = few_samples(visit())
+    sound(app.number_input(key="multiple").set_value(1).run())
+    press(app, "step_button")
+    until(app, lambda: "Paused" in words(app))
+    for address in ({}, {"model": "cifar10_resnet20", "keep": "0.7"}):  # whatever else the address says
+        watching = visit(job=seen(app, "job"), **address)
+        assert watching.selectbox(key="model").value == "mnist_mlp"
+        assert watching.text_input(key="keep").value == "0.2"
+        assert watching.number_input(key="samples").value == 64
+        assert watching.number_input(key="multiple").value == 1
+        assert watching.number_input(key="multiple").disabled
+    press(app, "run_button")
+    until(app, lambda: "run" in app.query_params)
+    opened = visit(run=seen(app, "run"), keep="0.7")
+    assert opened.text_input(key="keep").value == "0.2" and opened.slider(key="keep_slider").value == 0.2
+    assert "Showing" not in words(opened)
+    sound(opened.switch_page("../pages/runs.py").run())
+    sound(opened.switch_page("../pages/explore.py").run())
+    assert opened.number_input(key="samples").value == 64 and "Showing" not in words(opened)
+
+
+def test_jobs_under_way_are_offered_on_a_first_visit() -> None:
+    app = few_samples(visit())
+    press(app, "step_button")
+    until(app, lambda: "Paused" in words(app))
+    other = visit()
+    assert "1 job under way:** mnist_mlp, keep 0.2, block 1 of 1" in words(other)
+    press(other, f"watch_{seen(app, 'job')}")
+    assert "Paused" in words(other) and "job" in other.query_params
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"keep": "abc"}, "Keep ratio: abc was given"),
+        ({"keep": "0,4"}, "0,4 was given; write it with a point: 0.4"),
+        ({"model": "nonsense"}, "There is no sample model called “nonsense”"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_answered_with_a_sentence(query: dict[str, str], said: str) -> None:
+    assert said in words(visit(**query))
+
+
+def test_a_multiple_larger_than_any_block_says_so() -> None:
+    app = visit()
+    sound(app.number_input(key="multiple").set_value(4096).run())
+    assert "A multiple of 4,096 is larger than any block here (at most 1,024 groups)" in words(app)
 
 
 @pytest.mark.parametrize("query", [{"job": "gone"}, {"run": "gone"}, {"run": "../../etc"}])

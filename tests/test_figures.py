@@ -66,6 +66,12 @@ def test_group_states_name_every_case() -> None:
     assert figures.group_states(FIRST).dtype == np.uint8
 
 
+def test_a_block_of_one_iteration_has_only_kept_groups() -> None:
+    only = iteration(1, tuple(range(6)), (3, 4), converged=True)
+    assert set(figures.group_states(only)) == {GroupState.CANDIDATE, GroupState.KEPT}
+    assert LOOKS[GroupState.ADDED].title(1) == "chosen" and LOOKS[GroupState.ADDED].title(2) == "newly added"
+
+
 def test_a_dropped_candidate_counts_as_dropped() -> None:
     only = iteration(2, (0, 1, 4, 5), (4, 5), before=(0, 5))
     assert figures.group_states(only)[0] == GroupState.DROPPED
@@ -177,10 +183,8 @@ REPORT = {
 
 def test_comparison_figure_is_per_cent_of_dense() -> None:
     dense, pruned = figures.comparison_figure(REPORT).data
-    assert list(dense.x) == [100, 100, 100]
-    assert pruned.x == pytest.approx([51.85, 51.22, 95.68], abs=0.01)
-    unlabelled = REPORT | {"accuracy_before": None, "accuracy_after": None}
-    assert list(figures.comparison_figure(unlabelled).data[1].y) == ["parameters", "MACs"]
+    assert list(dense.x) == [100, 100] and list(pruned.y) == ["parameters", "MACs"]
+    assert pruned.x == pytest.approx([51.85, 51.22], abs=0.01)
 
 
 def test_latency_figure_reaches_to_the_95th_percentile() -> None:
@@ -250,6 +254,21 @@ def test_comparisons_are_ready_to_read() -> None:
     assert rows["MACs per image"][1:] == ("41 M", "21 M", "−49 %", True)
     assert rows["Accuracy"][1:] == ("87.9 %", "84.1 %", "−3.8 points", False)
     assert rows["Agreement"].pruned == "90.2 %"
+
+
+def test_result_rows_wait_for_the_export() -> None:
+    dense, pruned = narrative.result_rows(REPORT)
+    assert (dense["Parameters"], pruned["Parameters"]) == ("0.27 M", "0.14 M, −48 %")
+    assert (dense["Agreement"], pruned["Agreement"]) == ("–", "90.2 %")
+    assert dense["Latency"] == pruned["File size"] == "after export"
+    export = {
+        "latency": {"dense": {"median_ms": 1.9}, "pruned": {"median_ms": 1.2}, "ratio": 1.58},
+        "dense_onnx": {"bytes": 1_110_000},
+        "onnx": {"bytes": 590_000},
+    }
+    dense, pruned = narrative.result_rows(REPORT, export)
+    assert (dense["Latency"], pruned["Latency"]) == ("1.9 ms", "1.2 ms, 1.58×")
+    assert (dense["File size"], pruned["File size"]) == ("1.11 MB", "0.59 MB")
 
 
 def test_remarks_name_blocks_that_kept_everything_and_moved_ratios() -> None:

@@ -59,10 +59,12 @@ function mapShape(data, width) {
   let cell = Math.min(34, Math.floor(room / data.groups));
   let columns = data.groups;
   if (cell < 20) {
+    const fit = () => Math.max(8, Math.floor(room / cell / 8) * 8); // whole eights are easier to count
     for (cell = 30; cell > 7; cell -= 1) {
-      columns = Math.max(8, Math.floor(room / cell / 8) * 8);
+      columns = fit();
       if (bands * (Math.ceil(data.groups / columns) * cell + 8) <= data.height) break;
     }
+    columns = fit(); // the loop may have ended without a break, with smaller cells than it last tried
   }
   const rows = Math.ceil(data.groups / columns);
   const band = rows * cell + (rows > 1 ? 8 : 4);
@@ -164,11 +166,20 @@ export default function (component) {
   frame.style.height = `${data.height}px`;
   frame.style.overflowY = data.kind === "map" ? "auto" : "hidden";
   if (data.kind === "map") frame.setAttribute("tabindex", "0");
+  const hint = parentElement.querySelector(".hint");
+  const more = () => {
+    hint.hidden = data.kind !== "map" || frame.scrollTop + frame.clientHeight >= canvas.clientHeight - 6;
+  };
+  const show = () => {
+    frame.scrollTop = Math.max(0, data.iterations.indexOf(data.t)) * mapShape(data, frame.clientWidth).band;
+  };
+  frame.onscroll = more;
   draw();
   if (data.kind === "map" && frame.dataset.t !== `${data.groups} ${data.t}`) {
     frame.dataset.t = `${data.groups} ${data.t}`;
-    frame.scrollTop = data.iterations.indexOf(data.t) * mapShape(data, frame.clientWidth).band;
+    show();
   }
+  more();
 
   const hit = (event) => {
     const { left, cell, columns, rows, band } = mapShape(data, frame.clientWidth);
@@ -187,7 +198,8 @@ export default function (component) {
     if (!found) return;
     const state = bytes(data.states)[found.row * data.groups + found.group];
     tip.textContent =
-      `${data.unit} ${found.group}, iteration ${data.iterations[found.row]}: ${data.looks[state].label}`;
+      `${data.unit} ${found.group}, iteration ${data.iterations[found.row]}: ` +
+      (state === 3 && data.iterations[found.row] === 1 ? data.first : data.looks[state].label);
     const box = frame.getBoundingClientRect();
     tip.style.left = `${Math.min(event.clientX - box.left + 12, box.width - 230)}px`;
     tip.style.top = `${event.clientY - box.top + 16}px`;
@@ -202,6 +214,8 @@ export default function (component) {
     if (frame.clientWidth === drawn) return;
     drawn = frame.clientWidth;
     draw();
+    if (data.kind === "map") show(); // bands have another height now
+    more();
   });
   watcher.observe(frame);
   return () => watcher.disconnect();

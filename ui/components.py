@@ -10,16 +10,23 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from ispasp.figures import LOOKS, MapInfo, ResidualInfo, ScoreInfo
+from ispasp.figures import LOOKS, GroupState, MapInfo, ResidualInfo, ScoreInfo
 from ui import style
 from ui.view import View
 
 _HERE = Path(__file__).parent
-_CANVAS_HTML = '<div class="frame"><canvas role="img"></canvas></div><div class="tip" hidden></div>'
+_CANVAS_HTML = (
+    '<div class="frame"><canvas role="img"></canvas></div>'
+    '<div class="hint" hidden>scroll for more ↓</div><div class="tip" hidden></div>'
+)
 _CANVAS_CSS = """
 :host, div { box-sizing: border-box; }
+[hidden] { display: none; }
 .frame { width: 100%; position: relative; scrollbar-width: thin; scrollbar-gutter: stable; }
 canvas { display: block; }
+.hint { position: absolute; z-index: 4; right: 18px; bottom: 2px; pointer-events: none; padding: 1px 8px;
+  border-radius: 5px; font: 12px var(--st-font); color: var(--st-text-color);
+  background: var(--st-secondary-background-color); border: 1px solid var(--st-border-color); }
 .tip { position: absolute; z-index: 5; pointer-events: none; padding: 3px 8px; border-radius: 5px;
   font: 13px var(--st-font); color: var(--st-background-color); background: var(--st-text-color); }
 """
@@ -38,6 +45,8 @@ span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ell
 .bar > span { height: 100%; border-radius: 3px; background: var(--st-primary-color); transition: width 0.2s; }
 button.current .bar > span { background: repeating-linear-gradient(45deg, var(--st-primary-color) 0 5px,
   var(--st-border-color) 5px 8px); }
+.stale .bar > span { background: var(--st-border-color); }
+.stale .kept, .stale .name { font-style: italic; font-weight: 400; }
 .kept { font-variant-numeric: tabular-nums; }
 """
 
@@ -64,31 +73,45 @@ def _text(array: np.ndarray, dtype: str) -> str:
     return base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes()).decode("ascii")
 
 
-def _canvas(key: str, kind: str, height: int, label: str, **data: Any) -> Any:
+def _canvas(
+    key: str,
+    kind: str,
+    height: int,
+    label: str,
+    on_pick: Callable[[], None] = lambda: None,
+    **data: Any,
+) -> Any:
     dark = style.dark()
     looks = {int(state): {"label": look.label, "colour": look.colour(dark)} for state, look in LOOKS.items()}
     return _canvas_component()(
         key=key,
         data={"kind": kind, "height": height, "label": label, "looks": looks, **data},
         height=height,
-        on_pick_change=lambda: None,
+        on_pick_change=on_pick,
     )
 
 
 def group_map(
-    key: str, info: MapInfo, t: int, group: int | None, height: int, bands: int
-) -> dict[str, int] | None:
-    """The iteration x group map; returns the click as ``{"group": ..., "t": ...}``.
+    key: str,
+    info: MapInfo,
+    t: int,
+    group: int | None,
+    height: int,
+    bands: int,
+    on_pick: Callable[[], None],
+) -> None:
+    """The iteration x group map; a click calls ``on_pick`` with ``{"group": ..., "t": ...}`` under
+    ``st.session_state[key].pick``.
 
     Args:
         bands: iterations to make room for.
     """
     counts = ", ".join(
-        f"{int((info.states[-1] == state).sum())} {look.label}"
+        f"{int((info.states[-1] == state).sum())} {look.title(info.iterations[-1])}"
         for state, look in LOOKS.items()
         if len(info.states)
     )
-    found = _canvas(
+    _canvas(
         key,
         "map",
         height,
@@ -100,8 +123,9 @@ def group_map(
         unit=info.kind,
         t=t,
         group=group,
+        first=LOOKS[GroupState.ADDED].title(1),
+        on_pick=on_pick,
     )
-    return found.pick
 
 
 def live_residual(key: str, info: ResidualInfo, height: int) -> None:
@@ -130,12 +154,17 @@ def live_scores(key: str, info: ScoreInfo, height: int) -> None:
     )
 
 
-def strip(view: View, picked: int | None, on_pick: Callable[[], None]) -> None:
-    """The network as a strip; a click on a block calls ``on_pick``, the name is in ``st.session_state.strip``."""
+def strip(view: View, picked: int | None, on_pick: Callable[[], None], stale: bool = False) -> None:
+    """The network as a strip; a click on a block calls ``on_pick``, the name is in ``st.session_state.strip``.
+
+    Args:
+        stale: the settings cannot be used, so this is what they last amounted to; drawn in grey.
+    """
     _strip_component()(
         key="strip",
         data={
             "picked": picked,
+            "stale": stale,
             "blocks": [
                 {
                     "name": b.block.name,

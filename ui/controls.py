@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import streamlit as st
 
@@ -15,13 +15,7 @@ from ispasp.runs import RunSettings
 from ui import library, session
 from ui.settings import Draft
 from ui.view import View
-from ui.words import HELP
-
-
-def _work(settings: RunSettings) -> Iterator[Any]:
-    """The run with its settings as the first event, so that whoever watches the job knows them."""
-    yield settings
-    yield from runs.execute(settings, runs.default_folder())
+from ui.words import HELP, setting_words
 
 
 def submit(settings: RunSettings, step: bool) -> None:
@@ -29,10 +23,11 @@ def submit(settings: RunSettings, step: bool) -> None:
     title = f"Prune {settings.model}, keep {settings.keep:g}"
     slot = library.slot(settings.device)
     try:
-        job = registry.submit(title, lambda: _work(settings), slot, paused=step)
+        job = registry.submit(title, lambda: runs.execute(settings, runs.default_folder()), slot, paused=step)
     except ISpaSPError as problem:
         st.session_state.refused = str(problem)
         return
+    session.remember(job, settings)
     if step:
         job.step()
     session.forget_view()
@@ -41,17 +36,23 @@ def submit(settings: RunSettings, step: bool) -> None:
 
 def _go(job: Job | None, draft: Draft, step: bool) -> None:
     if job is not None and not job.state.ended:
-        job.step() if step else job.run()
+        if step:
+            session.follow_work()  # a step is pressed to see what it does
+            job.step()
+        else:
+            job.run()
     elif draft.settings is not None:
         submit(draft.settings, step)
 
 
-def buttons(job: Job | None, state: State | None, draft: Draft) -> None:
+def buttons(job: Job | None, state: State | None, draft: Draft, used: RunSettings | None = None) -> None:
     """The four controls; a button that would do nothing cannot be pressed.
 
     Args:
         state: the job's state at the beginning of this page run.
+        used: the settings of what is on the screen.
     """
+    ended = state
     state = None if state is None or state.ended else state
     ready = state is State.PAUSED or (state is None and draft.settings is not None)
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
@@ -75,8 +76,28 @@ def buttons(job: Job | None, state: State | None, draft: Draft) -> None:
             st.caption(
                 "Settings are locked while a job is under way. Let it finish, or press Stop, to change them."
             )
+        elif used is not None and (apart := _apart(used, draft)):
+            what = "run" if ended is None else f"{ended.value} run"
+            st.caption(
+                f"Showing the {what} {used.model}, keep {used.keep:g}. Shown: {apart}.", width="content"
+            )
+            st.button(
+                "New run with the settings above", key="new_run", disabled=draft.settings is None,
+                on_click=_go, args=(None, draft, False),
+            )  # fmt: skip
     if refused := st.session_state.pop("refused", None):
         st.error(refused)
+
+
+def _apart(used: RunSettings, draft: Draft) -> str:
+    """``"multiple 1 (above: 8)"``: what was different in the run on the screen; empty where nothing was."""
+    if draft.settings is None:
+        return "the last settings that could be used" if draft.last != used else ""
+    shown, above = asdict(used), asdict(draft.settings)
+    if used.device not in library.devices():
+        shown["device"] = above["device"]  # made on another machine; nothing to choose here
+    parts = setting_words(shown, above)
+    return ", ".join(parts[:3]) + (f" and {len(parts) - 3} more" if len(parts) > 3 else "")
 
 
 def where(view: View) -> str:
@@ -88,14 +109,26 @@ def where(view: View) -> str:
     return f"block {view.current + 1} of {len(view.blocks)} ({block.block.name}){iteration}"
 
 
-def status(snapshot: Snapshot | None, view: View, opened: str = "", ready: bool = True) -> None:
+def _stands(snapshot: Snapshot, view: View) -> str:
+    """Where a job stands still: ``" at block 4 of 9 …"``, or ``" while measuring accuracy"``."""
+    place = where(view)
+    if view.chosen or not place:
+        return f" while {snapshot.doing}" if snapshot.doing else ""
+    return f" at {place}"
+
+
+def status(snapshot: Snapshot | None, view: View, opened: str = "", problems: Sequence[str] = ()) -> None:
     """One line and one bar of always the same height: where the work is and what can be done now.
 
     Args:
         opened: what to say about a run opened from disk, where there is no job.
-        ready: whether the settings can be run.
+        problems: why the settings cannot be run.
     """
     place = where(view)
+    if problems and (snapshot is None or snapshot.state.ended):
+        with st.container(height=52, border=False, key="status"):
+            st.error(" ".join(problems))
+        return
     done = 0.0 if snapshot is None else snapshot.done
     match snapshot.state if snapshot else None:
         case None:
@@ -103,8 +136,6 @@ def status(snapshot: Snapshot | None, view: View, opened: str = "", ready: bool 
             text = opened or (
                 "**Ready.** Run prunes every block and shows the whole picture in seconds; "
                 "Step goes one iteration at a time."
-                if ready
-                else "**Not ready.** A setting above cannot be used; mend it and press Run."
             )
         case State.QUEUED:
             assert snapshot is not None
@@ -122,22 +153,20 @@ def status(snapshot: Snapshot | None, view: View, opened: str = "", ready: bool 
                 if snapshot.seconds_left is not None
                 else ""
             )
-            over = bool(view.blocks) and all(block.pruned for block in view.blocks)
-            doing = snapshot.doing if over else place or snapshot.doing or "starting"
+            doing = snapshot.doing if view.chosen else place or snapshot.doing or "starting"
             text = f"**{'Ending this step' if snapshot.stopping else 'Running'}:** {doing}{left}"
         case State.PAUSED:
-            text = (
-                f"**Paused** at {place}. Step or Run goes on."
-                if place
-                else "**Paused.** Step or Run goes on."
-            )
+            assert snapshot is not None
+            over = f"; all {len(view.blocks)} blocks are chosen. Run" if view.chosen else ". Step or Run"
+            text = f"**Paused**{_stands(snapshot, view)}{over} goes on."
         case State.CANCELLED:
+            assert snapshot is not None
             text = (
-                f"**Stopped**{f' at {place}' if place else ''}; nothing was saved. "
+                f"**Stopped**{_stands(snapshot, view)}; nothing was saved. "
                 "Change a setting if you like, then press Run to start again."
             )
         case State.FAILED:
-            text = "**Failed**, nothing was saved. What to do stands below."
+            text = "**Failed**, nothing was saved. What to do is said below."
         case State.FINISHED:
             assert snapshot is not None
             text = f"**Finished** in {duration(snapshot.seconds)}."

@@ -24,6 +24,11 @@ def _begin(path: Path) -> None:
         st.session_state.refused = str(problem)
 
 
+def report_of(path: Path) -> dict[str, Any] | None:
+    """What the export of a run found; None before it."""
+    return runs.export_report(path)
+
+
 def draw(path: Path) -> None:
     """The section under the result.
 
@@ -67,7 +72,7 @@ def _running(job: Job) -> None:
         st.progress(view.done, text=f"**Exporting:** {waiting or view.doing or 'starting'}{left}")
 
     live()
-    st.button("Stop the export", key="stop_export", on_click=job.cancel, help=HELP["stop"])
+    st.button("Stop the export", key="stop_export", on_click=job.cancel, help=HELP["stop_export"])
 
 
 def _download_saved(path: Path) -> None:
@@ -97,6 +102,11 @@ def _report(path: Path, report: dict[str, Any]) -> None:
             alt="Latency of the dense and the pruned model",
         )
         st.markdown(_verdict(latency))
+        if any(latency[name]["p95_ms"] > 2 * latency[name]["median_ms"] for name in ("dense", "pruned")):
+            st.caption(
+                "⚠️ The slowest batches took more than twice the median: other programs disturbed the "
+                "measurement. Close them and press Export again."
+            )
     with right:
         st.markdown("**Files and parity with torch**", help=HELP["parity"])
         st.dataframe(
@@ -141,11 +151,15 @@ def _table(dense: dict[str, Any], pruned: dict[str, Any], latency: dict[str, Any
             "Model": name,
             "File": f"{file['bytes'] / 1e6:.2f} MB",
             "Opset": str(file["opset"]),
-            "Largest difference": f"{file['max_abs_diff']:.1e}",
-            "relative": f"{file['max_rel_diff']:.1e}",
+            "Max. absolute difference": f"{file['max_abs_diff']:.1e}",
+            "Max. relative difference": f"{file['max_rel_diff']:.1e}",
             "Same answer": "–" if agreement is None else f"{100 * agreement:.1f} % of {file['examples']:,}",
             "Median": f"{time['median_ms']:.3g} ms",
-            "95 %": f"{time['p95_ms']:.3g} ms",
+            "95th percentile": f"{time['p95_ms']:.3g} ms",
         }
 
-    return pd.DataFrame([row("dense", dense, latency["dense"]), row("pruned", pruned, latency["pruned"])])
+    rows = [row("dense", dense, latency["dense"]), row("pruned", pruned, latency["pruned"])]
+    # A column per model: the names of the quantities are too long to stand side by side.
+    return pd.DataFrame(
+        [{"Quantity": name, **{r["Model"]: r[name] for r in rows}} for name in list(rows[0])[1:]]
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from ispasp import zoo
@@ -25,20 +27,22 @@ def group_in_view(block: BlockView, t: int) -> int:
     return group
 
 
-def look_at(block: BlockView, group: int, t: int) -> None:
-    """Look at this group and iteration from now on, and draw again where that is a change."""
+def pick_in_map(block: BlockView) -> None:
+    """Look at the group and iteration clicked in the map; runs before the page's widgets are drawn again."""
+    if not (click := st.session_state.map.pick):
+        return
+    st.session_state[_key(block)] = int(click["group"])
     key = f"look_t_{block.block.name}"
-    changed = st.session_state.get(_key(block)) != group or st.session_state.get(key, t) != t
-    if changed:
-        # The widgets of these keys were drawn already in this run: hand over by way of the next one.
-        st.session_state.look_next = {_key(block): group, **({key: t} if key in st.session_state else {})}
-        st.rerun()
+    if key in st.session_state:
+        st.session_state[key] = int(click["t"])
 
 
-def take_over() -> None:
-    """Apply what :func:`look_at` asked for; call before any of its widgets is drawn."""
-    for key, value in st.session_state.pop("look_next", {}).items():
-        st.session_state[key] = value
+def pick_in_plot(block: BlockView, key: str) -> None:
+    """Look at the group whose bar was clicked."""
+    points: list[dict[str, Any]] = st.session_state[key]["selection"]["points"]
+    if points:
+        data: Any = points[0].get("customdata")
+        st.session_state[_key(block)] = int(data[0] if isinstance(data, (list, tuple)) else data)
 
 
 def draw(block: BlockView, t: int, settings: RunSettings, live: bool) -> None:

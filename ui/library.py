@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,12 @@ from ispasp import calibration, data, device, evaluate, inspector, pictures, run
 from ispasp.records import Block, BlockStarted
 from ispasp.result import RunRecord
 from ispasp.settings import groups_to_keep
+
+FIRST_MODEL = "cifar10_resnet20"
+"""The model chosen on a first visit."""
+
+_READING = threading.Lock()
+_BLOCKS: dict[str, list[Block]] = {}
 
 
 def settle() -> None:
@@ -32,12 +39,13 @@ def settle_once() -> None:
     atexit.register(gc.unfreeze)  # else extension modules report their types as leaked at exit
 
 
-@st.cache_data(show_spinner=False)
 def blocks(model: str) -> list[Block]:
     """The prunable blocks of a sample model. Tracing takes seconds the first time in a process."""
-    found = runs.sample_blocks(model)
-    settle()  # tracing loads as much again as torch itself
-    return found
+    with _READING:  # whoever comes while another thread traces waits for its answer
+        if model not in _BLOCKS:
+            _BLOCKS[model] = runs.sample_blocks(model)
+            settle()  # tracing loads as much again as torch itself
+        return _BLOCKS[model]
 
 
 @st.cache_data(show_spinner=False)
@@ -62,6 +70,11 @@ def devices() -> dict[str, str]:
     """Choices of device by name, with what each is called; ``auto`` first."""
     named = {name: device.describe(device.pick(name)) for name in device.available()}
     return {"auto": f"auto: {next(iter(named.values()))}"} | named
+
+
+def device_name() -> str:
+    """What the first of this machine's devices is called; 'auto' takes it."""
+    return device.describe(device.pick("auto"))
 
 
 def slot(name: str) -> str:
@@ -113,4 +126,5 @@ def open_run(run_id: str) -> RunRecord:
 
 
 def run_path(run_id: str) -> Path:
-    return runs.default_folder() / Path(run_id).name
+    # ".." is its own name, and no run's.
+    return runs.default_folder() / (Path(run_id).name.lstrip(".") or "no-such-run")

@@ -17,43 +17,55 @@ from ui.words import HELP
 def headline(model: str, report: dict[str, Any] | None) -> None:
     """Four figures that are always there: the dense model's at first, then what became of them."""
     card = zoo.card(model)
-    labels = ("Parameters", "MACs per image", "Accuracy", "Agreement")
-    helps = (HELP["parameters"], HELP["macs"], HELP["accuracy"], HELP["agreement"])
-    dense = (
-        narrative.quantity(card.parameters),
-        narrative.quantity(library.macs(model)),
-        narrative.percent(card.accuracy_test),
-        "–",
-    )
+    dense = {
+        "Parameters": (narrative.quantity(card.parameters), "dense model", HELP["parameters"]),
+        "MACs per image": (narrative.quantity(library.macs(model)), "dense model", HELP["macs"]),
+        "Accuracy": (narrative.percent(card.accuracy_test), "dense model", HELP["accuracy_card"]),
+        "Agreement": ("–", "known after the run", HELP["agreement"]),
+    }
+    images = {
+        "Accuracy": f"{1000 if report else card.test_images:,} {'shipped ' if report else ''}test images"
+    }
     found = {row.label: row for row in narrative.comparisons(report)} if report else {}
-    for column, label, help, value in zip(st.columns(4), labels, helps, dense, strict=True):
+    for column, (label, (value, note, help)) in zip(st.columns(4), dense.items(), strict=True):
         row = found.get(label)
+        title = f"{label}, {images[label]}" if label in images else label
         with column:
             if row is None:
-                note = {
-                    "Accuracy": f"dense, {card.test_images:,} test images",
-                    "Agreement": "known after the run",
-                }
-                st.metric(
-                    label, value, note.get(label, "dense model"), delta_color="off", delta_arrow="off", help=help,
-                    border=True,
-                )  # fmt: skip
+                st.metric(title, value, note, delta_color="off", delta_arrow="off", help=help, border=True)
             else:
                 st.metric(
-                    label,
+                    title,
                     row.pruned,
                     f"{row.change}{f', dense {row.dense}' if row.dense else ''}",
                     delta_color="off" if row.better is None else "green" if row.better else "red",
                     delta_arrow="off",
-                    help=help,
+                    help=HELP["accuracy"] if label == "Accuracy" else help,
                     border=True,
                 )
 
 
-def draw(view: View, settings: RunSettings) -> None:
-    """The finished run in full."""
+def draw(view: View, settings: RunSettings, exported: dict[str, Any] | None) -> None:
+    """The finished run in full.
+
+    Args:
+        exported: the report of its export, once there is one.
+    """
     assert view.report is not None
     st.subheader("Result: dense against pruned", anchor="result")
+    st.dataframe(
+        pd.DataFrame(narrative.result_rows(view.report, exported)),
+        hide_index=True,
+        alt="Dense against pruned",
+        column_config={
+            "Parameters": st.column_config.TextColumn(help=HELP["parameters"]),
+            "MACs per image": st.column_config.TextColumn(help=HELP["macs"]),
+            "Accuracy": st.column_config.TextColumn(help=HELP["accuracy"]),
+            "Agreement": st.column_config.TextColumn(help=HELP["agreement"]),
+            "Latency": st.column_config.TextColumn(help=HELP["latency"]),
+            "File size": st.column_config.TextColumn(help=HELP["onnx"]),
+        },
+    )
     for remark in narrative.remarks(view.report, settings.keep, settings.keep_by_block):
         st.warning(remark)
     left, right = st.columns([1, 1.5], gap="medium")
@@ -63,7 +75,7 @@ def draw(view: View, settings: RunSettings) -> None:
             figures.comparison_figure(view.report, style.dark(), 280),
             key="comparison_plot",
             config={"displayModeBar": False},
-            alt="Parameters, MACs and accuracy of the pruned model in per cent of the dense one",
+            alt="Parameters and MACs of the pruned model in per cent of the dense one",
         )
     with right:
         st.markdown("**Residual of every block, and drift from the dense network**", help=HELP["drift"])

@@ -8,8 +8,23 @@ from __future__ import annotations
 import streamlit as st
 
 from ispasp.jobs import Job, registry
+from ispasp.runs import RunSettings
 
 _KINDS = ("job", "run")
+_SETTINGS: dict[str, RunSettings] = {}
+_REMEMBERED = 200
+
+
+def remember(job: Job, settings: RunSettings) -> None:
+    """Keep what a job works with, for whoever looks at it, from any browser."""
+    _SETTINGS[job.id] = settings
+    for id in list(_SETTINGS)[:-_REMEMBERED]:
+        _SETTINGS.pop(id, None)
+
+
+def settings_of(job: Job) -> RunSettings | None:
+    """What the job works with; None for one that is no run."""
+    return _SETTINGS.get(job.id)
 
 
 def look_at(kind: str, id: str | None) -> None:
@@ -40,6 +55,11 @@ def job() -> Job | None:
     """The job this session looks at; None when it looks at none or the server has forgotten it."""
     target = seen()
     return registry.get(target[1]) if target and target[0] == "job" else None
+
+
+def follow_work() -> None:
+    """Look at the block that the work is at."""
+    st.session_state.pop("look_block", None)
 
 
 def forget_view() -> None:

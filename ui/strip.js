@@ -7,6 +7,7 @@ export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   if (!data) return;
   const list = parentElement.querySelector(".strip");
+  list.classList.toggle("stale", Boolean(data.stale));
   while (list.children.length > data.blocks.length) list.lastChild.remove();
   data.blocks.forEach((block, index) => {
     let button = list.children[index];

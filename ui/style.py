@@ -10,6 +10,8 @@ h1 { font-size: 1.7rem !important; padding: 0 0 0.5rem !important; }
 h3 { font-size: 1.2rem !important; }
 [data-testid="stMetric"] { padding: 0 !important; }
 [data-testid="stMetric"] > div { padding: 0.55rem 0.9rem !important; }
+.st-key-plan { min-height: 82px; }
+.st-key-status [data-testid="stAlertContainer"] { padding: 0.55rem 0.9rem; min-height: 0; }
 /* Small print and marked choices keep a contrast of 4.5 to 1 in both themes. */
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p { color: inherit; opacity: 0.82; }
 button:not(:disabled) kbd { opacity: 1 !important; color: inherit !important; }

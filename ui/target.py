@@ -30,19 +30,24 @@ class Target:
     settings: RunSettings | None = None
 
     @property
+    def id(self) -> str:
+        """Of what is seen; empty where that is nothing."""
+        return self.job.id if self.job else self.run_id
+
+    @property
     def locked(self) -> bool:
         """Whether settings must stand still."""
         return self.state is not None and not self.state.ended
 
     def view(self, draft: Draft) -> View:
-        """What there is to see; before any work, the plan that the draft amounts to."""
+        """What there is to see; before any work, the plan that the draft (or what it last was) amounts to."""
         if self.record is not None:
             return views.from_saved(self.record)
         if self.job is not None:
             seen = views.from_events(self.job.snapshot().events)
             if seen.blocks:
                 return seen
-        settings = self.settings or draft.settings
+        settings = self.settings or draft.last
         if settings is None:
             return View()
         with st.spinner("Reading the network …"):
@@ -69,9 +74,7 @@ def resolve() -> Target:
         events = snapshot.events
         saved = next((event for event in reversed(events) if isinstance(event, RunSaved)), None)
         if snapshot.state is not State.FINISHED or saved is None:
-            return Target(
-                job, snapshot.state, settings=next((e for e in events if isinstance(e, RunSettings)), None)
-            )
+            return Target(job, snapshot.state, settings=session.settings_of(job))
         # From here on the run on disk is what is looked at; it also survives a restart.
         session.look_at("run", saved.run_id)
         id = saved.run_id
@@ -80,5 +83,12 @@ def resolve() -> Target:
         return Target(run_id=id, record=record, settings=RunSettings.of(record))
     except ISpaSPError as problem:
         session.look_at("run", None)
-        st.error(f"{problem} The Runs page lists what can be opened.")
+        there = (library.run_path(id) / "run.json").is_file()
+        # The library's sentence names a place on the server, which means nothing in a browser.
+        st.error(
+            f"{problem} The Runs page lists what can be opened."
+            if there
+            else f"There is no run called “{id[:60]}” here: it was removed, or its address is not complete. "
+            "The Runs page lists what can be opened."
+        )
         return Target()

@@ -37,6 +37,18 @@ class View:
         begun = [i for i, block in enumerate(self.blocks) if block.started]
         return begun[-1] if begun else None
 
+    @property
+    def chosen(self) -> bool:
+        """Whether every block's groups are chosen, so that only measuring is left."""
+        return bool(self.blocks) and all(block.pruned for block in self.blocks)
+
+    @property
+    def first_look(self) -> int | None:
+        """The block worth looking at: the one under work; after a run, the one with most iterations."""
+        if self.report is None:
+            return self.current
+        return max(range(len(self.blocks)), key=lambda i: len(self.blocks[i].trace), default=None)
+
     def index(self, name: str | None) -> int | None:
         """Index of the block with this name; None when there is none."""
         return next((i for i, block in enumerate(self.blocks) if block.block.name == name), None)

@@ -1,4 +1,7 @@
-"""Every term that explains itself on hover, in one place."""
+"""Every term that explains itself on hover, and settings in words, in one place."""
+
+from collections.abc import Mapping
+from typing import Any
 
 HELP = {
     "model": "The trained network to prune. Its weights come with the app; nothing is downloaded.",
@@ -25,9 +28,15 @@ HELP = {
     "run": "Prune every block to the end. Ctrl+Enter does the same.",
     "pause": "Stand still after the event under way. Step and Run go on from there.",
     "stop": "End this job within one iteration. Nothing is saved.",
+    "stop_export": "End the export after the step under way. Nothing of it is kept; the run stays.",
+    "follow": "Look at the block that is being pruned, and move on with the work.",
     "parameters": "Trained numbers in the model.",
     "macs": "Multiply-accumulate operations for one image: one multiplication and one addition each.",
-    "accuracy": "Share of the 1,000 test images whose most likely class is the right one.",
+    "accuracy": "Share of the 1,000 test images that come with the app whose most likely class is the right "
+    "one; the dense and the pruned model were measured on the same images.",
+    "accuracy_card": "Share of all the test images whose most likely class is the right one, measured when the "
+    "model was trained. A run measures on the 1,000 of them that come with the app, so its dense figure may be "
+    "a little different.",
     "agreement": "Share of the 1,000 test images for which the pruned and the dense model give the same answer, "
     "right or wrong.",
     "map": "One square per group and one band per iteration. Click a square to look into that group.",
@@ -48,3 +57,41 @@ HELP = {
 SELECTORS = {"ispasp": "i-SpaSP"}
 RECONSTRUCTIONS = {"none": "none"}
 DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST digits"}
+
+SETTINGS = {
+    "model": "model",
+    "keep": "keep",
+    "keep_by_block": "per block",
+    "selector": "selector",
+    "reconstruct": "re-fit",
+    "candidate_factor": "candidates ×",
+    "iterations": "iterations",
+    "multiple": "multiple",
+    "samples": "samples",
+    "seed": "seed",
+    "device": "device",
+}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {keep:g}" for name, keep in value.items()) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def setting_words(shown: Mapping[str, Any], above: Mapping[str, Any]) -> list[str]:
+    """What differs, as ``"multiple 1 (above: 8)"``; settings that one of them does not have are left out."""
+    return [
+        f"{label} {_value(shown[key])} (above: {_value(above[key])})"
+        for key, label in SETTINGS.items()
+        if key in shown and key in above and shown[key] != above[key]
+    ]
+
+
+def unusual_words(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """``"multiple 1"`` for every setting that is not the usual one."""
+    return [
+        f"{label} {_value(settings[key])}"
+        for key, label in SETTINGS.items()
+        if key in settings and key in usual and settings[key] != usual[key]
+    ]

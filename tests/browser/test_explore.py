@@ -59,7 +59,7 @@ def test_from_the_first_visit_to_the_downloaded_file(
 
     page.get_by_role("combobox", name=re.compile("Model")).click()
     page.get_by_role("option", name="cifar10_resnet20").click()
-    exact = page.get_by_role("spinbutton", name=re.compile("Exact"))
+    exact = page.get_by_role("textbox", name=re.compile("Keep ratio, exact"))
     exact.fill("0.5")
     exact.press("Enter")
     wait_for(page, status(page), "Ready")
@@ -80,6 +80,13 @@ def test_from_the_first_visit_to_the_downloaded_file(
 
     page.reload()
     wait_for(page, status(page), r"Paused.*block 3 of 9")
+    assert exact.input_value() == "0.5" and exact.is_disabled()  # the job's own settings, also after F5
+
+    strip = page.get_by_role("group", name="Blocks of the network")
+    strip.get_by_role("button", name=re.compile("layer3.0.conv1")).click()
+    wait_for(page, page, "has not been reached yet")
+    button(page, "Follow the work").click()
+    wait_for(page, page, "Block layer1.2.conv1")
 
     button(page, "Run").click()
     wait_for(page, status(page), "Running")
@@ -90,7 +97,6 @@ def test_from_the_first_visit_to_the_downloaded_file(
     wait_for(page, status(page), "Finished in")
     wait_for(page, page, "Result: dense against pruned")
     # Rounding to 8 keeps exactly half of 16, 32 and 64 channels.
-    strip = page.get_by_role("group", name="Blocks of the network")
     for name, kept in (
         ("layer1.0.conv1", "16 → 8"),
         ("layer2.0.conv1", "32 → 16"),
@@ -101,7 +107,7 @@ def test_from_the_first_visit_to_the_downloaded_file(
     assert [figures.nth(i).inner_text().split("\n")[0] for i in range(4)] == [
         "Parameters",
         "MACs per image",
-        "Accuracy",
+        "Accuracy, 1,000 shipped test images",
         "Agreement",
     ]
     assert re.search(r"−\d+ %, dense 0\.272 M", figures.nth(0).inner_text())
@@ -180,7 +186,7 @@ def test_a_wrong_keep_ratio_is_one_sentence_by_the_field(
 ) -> None:
     page = visit()
     wait_for(page, page, "1. Press Run")
-    exact = page.get_by_role("spinbutton", name=re.compile("Exact"))
+    exact = page.get_by_role("textbox", name=re.compile("Keep ratio, exact"))
     exact.fill("1.5")
     exact.press("Enter")
     wait_for(page, page, r"Keep ratio: 1\.5 was given; give a number above 0 and up to 1")
