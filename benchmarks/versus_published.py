@@ -251,9 +251,9 @@ def compare(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]
         "batch_size": options.batch_size,
         "keep": options.keep,
         "seed": options.seed,
-        "published_residual": "at the consumer"
-        if options.at_consumer
-        else "after the batch norm that follows",
+        "published_residual": "after the batch norm that follows"
+        if options.after_norm
+        else "at the consumer",
         "dense_pass_seconds": dense,
         "dense_pass_cpu_seconds": statistics.median(ours["dense_passes_cpu"]),
         "ours_in_dense_passes": ours["seconds"] / dense,
