@@ -1,4 +1,7 @@
-"""Algorithm 1 of i-SpaSP on the statistics of one block (Wolfe & Kyrillidis, L4DC 2022)."""
+"""Algorithm 1 of i-SpaSP on the statistics of one block (Wolfe & Kyrillidis, L4DC 2022).
+
+Also what the other selectors share with it: settings, the choice of the largest, the record of a step.
+"""
 
 from __future__ import annotations
 
@@ -35,34 +38,50 @@ def candidate_count(groups: int, kept: int, candidate_factor: float) -> int:
 
 
 def ispasp(statistics: Statistics, kept: int, settings: SelectorSettings) -> Iterator[Iteration]:
-    """Run Algorithm 1, yielding one record per iteration, until the selected set repeats.
-
-    Per iteration: importance from the residual; the c*s most important groups are candidates;
-    candidates are merged with the selected set; of the merged, the s groups with the largest
-    hidden sum are selected; the residual is updated.
-
-    Stopping at the fixed point is lossless. The selected set is always part of the merged one, so
-    its hidden sum never falls (ties go to the lower index), and once a set repeats so does every
-    later iteration. When every group is a candidate, the first iteration decides.
+    """Algorithm 1 of the paper: candidates by the residual's gradient, the largest hidden sums stay.
 
     Args:
         statistics: of a block with d groups.
         kept: s, in [1, d].
         settings: candidate factor c and most iterations T.
     """
+    return _iterate(statistics, kept, settings, statistics.hidden_sum)
+
+
+def ispasp_contribution(statistics: Statistics, kept: int, settings: SelectorSettings) -> Iterator[Iteration]:
+    """Algorithm 1, but of the merged groups those stay that give most energy to the consumer's output.
+
+    Step 4 ranks by ||A_g H_g||_F (``Statistics.contribution``) in place of the hidden sum, which
+    knows nothing of the consumer's weights. Arguments as in ``ispasp``.
+    """
+    return _iterate(statistics, kept, settings, statistics.contribution)
+
+
+def _iterate(
+    statistics: Statistics, kept: int, settings: SelectorSettings, score: Tensor
+) -> Iterator[Iteration]:
+    """Run Algorithm 1, yielding one record per iteration, until the selected set repeats.
+
+    Per iteration: importance from the residual; the c*s most important groups are candidates;
+    candidates are merged with the selected set; of the merged, the s groups with the largest
+    ``score`` (d,) are selected; the residual is updated.
+
+    Stopping at the fixed point is lossless. The selected set is always part of the merged one, so
+    the sum of its scores never falls (ties go to the lower index), and once a set repeats so does
+    every later iteration. When every group is a candidate, the first iteration decides.
+    """
     d = statistics.groups
     candidates_wanted = candidate_count(d, kept, settings.candidate_factor)
-    hidden_sum = statistics.hidden_sum
-    selected = torch.zeros(d, dtype=torch.bool, device=hidden_sum.device)
+    selected = torch.zeros(d, dtype=torch.bool, device=score.device)
     for t in range(1, settings.iterations + 1):
         started = time.perf_counter()
         importance = statistics.importance(selected)
         candidates = largest(importance, candidates_wanted)
         merged = candidates | selected
-        previous, selected = selected, largest(hidden_sum.masked_fill(~merged, -math.inf), kept)
+        previous, selected = selected, largest(score.masked_fill(~merged, -math.inf), kept)
         repeated = torch.equal(selected, previous)
         converged = repeated or candidates_wanted == d
-        yield record(statistics, t, importance, candidates, selected, previous, converged, started)
+        yield record(statistics, t, importance, score, candidates, selected, previous, converged, started)
         if converged:
             return
 
@@ -79,13 +98,17 @@ def record(
     statistics: Statistics,
     t: int,
     importance: Tensor,
+    score: Tensor,
     candidates: Tensor,
     selected: Tensor,
     previous: Tensor,
     converged: bool,
     started: float,
 ) -> Iteration:
-    """The frozen record of one iteration; sets are (d,) bool masks. Measures the residual."""
+    """The frozen record of one iteration; sets are (d,) bool masks. Measures the residual.
+
+    ``importance`` decided the candidates, ``score`` which of the merged groups stay, both (d,) and finite.
+    """
     residual = statistics.output.select(selected)
     energy = statistics.output.energy
     return Iteration(
@@ -93,6 +116,7 @@ def record(
         t=t,
         importance=importance.cpu().double(),
         hidden_sum=statistics.hidden_sum.cpu().double(),
+        score=score.cpu().double(),
         candidates=indices(candidates),
         selected=indices(selected),
         added=indices(selected & ~previous),

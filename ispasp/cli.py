@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from ispasp import find_blocks, runs, selectors, zoo
 from ispasp.errors import ISpaSPError, SettingError
+from ispasp.narrative import distil_sentence, model_stages, remarks
 from ispasp.records import Event, Finished, Iteration, Progress
 from ispasp.runs import ExportDone, RunSaved, RunSettings
-from ispasp.settings import RECONSTRUCTIONS, check_keep
+from ispasp.settings import ALLOCATIONS, RECONSTRUCTIONS, check_keep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,10 +58,33 @@ def _parser() -> argparse.ArgumentParser:
         help="another fraction for one block",
     )
     prune.add_argument(
-        "--selector", default=defaults["selector"], help=f"one of: {', '.join(selectors.names())}"
+        "--selector",
+        default=defaults["selector"],
+        help=f"how groups are chosen: {', '.join(selectors.names())} (%(default)s)",
     )
     prune.add_argument(
-        "--reconstruct", default=defaults["reconstruct"], help=f"one of: {', '.join(RECONSTRUCTIONS)}"
+        "--reconstruct",
+        default=defaults["reconstruct"],
+        help=f"what the next layer is re-fitted to, by least squares: {', '.join(RECONSTRUCTIONS)} "
+        "(%(default)s; none is the paper's pure selection)",
+    )
+    prune.add_argument(
+        "--allocation",
+        default=defaults["allocation"],
+        help=f"how --keep is shared out among the blocks: {', '.join(ALLOCATIONS)} (%(default)s; the others keep "
+        "more where the network is sensitive, for the same MACs or parameters in all)",
+    )
+    prune.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="measure the statistics of the batch norms behind a pruned layer anew",
+    )
+    prune.add_argument(
+        "--distil",
+        default=str(defaults["distil"]),
+        metavar="STEPS",
+        help="gradient steps towards the dense model on the unlabelled calibration images; takes minutes "
+        "(%(default)s: none)",
     )
     for name, what in (
         ("multiple", "round kept groups to multiples of this; 1 for the paper's exact counts"),
@@ -121,6 +145,9 @@ def _run_settings(options: argparse.Namespace) -> RunSettings:
         samples=_number("samples", options.samples, int),
         seed=_number("seed", options.seed, int),
         device=options.device,
+        recalibrate=options.recalibrate,
+        distil=_number("distil", options.distil, int),
+        allocation=options.allocation,
     )
 
 
@@ -133,6 +160,10 @@ def _prune(options: argparse.Namespace) -> None:
         "model": settings.model,
         "keep": settings.keep,
         "keep_by_block": settings.keep_by_block,
+        "selector": settings.selector,
+        "reconstruct": settings.reconstruct,
+        "allocation": settings.allocation,
+        "recalibrate": settings.recalibrate,
         "seed": settings.seed,
         **{name: report[name] for name in ("device", "seconds")},
         **{
@@ -141,9 +172,12 @@ def _prune(options: argparse.Namespace) -> None:
             for when in ("before", "after")
         },
         "agreement": report["agreement"],
+        "distil": report["distil"],
         "blocks": report["blocks"],
         "out": str(path),
     }
+    for warning in remarks(report, settings.keep, settings.keep_by_block, settings.allocation):
+        print(f"ispasp: {warning}", file=sys.stderr)
     if options.onnx:
         exported = _watch(runs.export_run(path))[-1]
         assert isinstance(exported, ExportDone)
@@ -176,19 +210,33 @@ def _print_summary(summary: dict[str, Any]) -> None:
     def percent(value: float | None) -> str:
         return "unknown" if value is None else f"{value:.1%}"
 
-    print(f"{'block':24} {'kept':>11} {'iterations':>10} {'residual':>9} {'drift':>9}")
+    def number(value: float | None) -> str:
+        return f"{'-':>9}" if value is None else f"{value:>9.3g}"
+
+    refitted = any(block["target"] != "none" for block in summary["blocks"])
+    errors = f" {'re-fit':>10} {'before':>9} {'after':>9}" if refitted else ""
+    print(f"{'block':24} {'kept':>11} {'iterations':>10} {'residual':>9}{errors} {'drift':>9}")
     for block in summary["blocks"]:
         kept = f"{block['kept']} of {block['groups']}"
-        row = f"{block['name']:24} {kept:>11} {block['iterations']:>10}"
-        print(f"{row} {block['relative_residual']:>9.4f} {block['drift']:>9.4f}")
+        row = f"{block['name']:24} {kept:>11} {block['iterations']:>10} {block['relative_residual']:>9.4f}"
+        if refitted:
+            row += f" {block['target']:>10} {number(block['error_before'])} {number(block['error_after'])}"
+        print(f"{row} {block['drift']:>9.4f}")
     print()
-    print(f"{'':12} {'dense':>14} {'pruned':>14}")
+    stages = model_stages(summary)
+    print(f"{'':12}" + "".join(f" {stage:>22}" for stage in stages))
     for name, what in (("params", "parameters"), ("macs", "MACs")):
-        print(f"{what:12} {summary[f'{name}_before']:>14,} {summary[f'{name}_after']:>14,}")
-    print(
-        f"{'accuracy':12} {percent(summary['accuracy_before']):>14} {percent(summary['accuracy_after']):>14}"
-    )
-    print(f"{'agreement':12} {'':>14} {percent(summary['agreement']):>14}")
+        sizes = [summary[f"{name}_before"]] + (len(stages) - 1) * [summary[f"{name}_after"]]
+        print(f"{what:12}" + "".join(f" {size:>22,}" for size in sizes))
+    between = summary["distil"] or {}
+    accuracies = [summary["accuracy_before"], between.get("accuracy_before"), summary["accuracy_after"]]
+    agreements = [between.get("agreement_before"), summary["agreement"]]
+    if len(stages) == 2:
+        del accuracies[1], agreements[0]
+    print(f"{'accuracy':12}" + "".join(f" {percent(value):>22}" for value in accuracies))
+    print(f"{'agreement':12} {'':>22}" + "".join(f" {percent(value):>22}" for value in agreements))
+    if said := distil_sentence(summary):
+        print(f"\n{said}")
     print(f"\n{summary['seconds']:.1f} s on {summary['device']}; saved to {summary['out']}")
     if "onnx" in summary:
         onnx = summary["onnx"]

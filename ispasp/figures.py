@@ -13,11 +13,12 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ispasp.looks import DENSE, GROUND, LOOKS, SIZES, GroupState, Look, layout
+from ispasp.looks import DENSE, GROUND, LOOKS, SEEN, SIZES, GroupState, Look, layout, legend
 from ispasp.narrative import residual as residual_words
 from ispasp.narrative import sentence
-from ispasp.records import BlockStarted, Iteration
-from ispasp.result_figures import blocks_figure, comparison_figure, latency_figure
+from ispasp.records import BlockPruned, BlockStarted, Iteration
+from ispasp.result_figures import blocks_figure, blocks_info, comparison_figure, latency_figure
+from ispasp.vocabulary import Way, panel_names, selector_words
 
 __all__ = [
     "LOOKS",
@@ -27,9 +28,11 @@ __all__ = [
     "MapInfo",
     "ScoreInfo",
     "blocks_figure",
+    "blocks_info",
     "comparison_figure",
     "group_states",
     "latency_figure",
+    "legend",
     "map_figure",
     "map_info",
     "residual_figure",
@@ -46,16 +49,22 @@ WRAP = 64
 # -- iteration x group map ------------------------------------------------------------------------------
 
 
-def group_states(iteration: Iteration) -> np.ndarray:
-    """State of every group after an iteration, uint8 (d,).
+def group_states(iteration: Iteration, selector: str = "ispasp") -> np.ndarray:
+    """State of every group after an iteration, uint8 (d,); only states that this selector knows.
 
     A first iteration that decides everything has no "newly added": what it chose stays, so it is kept.
     """
+    way = selector_words(selector).way
+    seen = SEEN[way]
     states = np.full(len(iteration.importance), GroupState.OUT, dtype=np.uint8)
-    states[list(iteration.candidates)] = GroupState.CANDIDATE
-    states[list(iteration.dropped)] = GroupState.DROPPED
+    if GroupState.CANDIDATE in seen:
+        states[list(iteration.candidates)] = GroupState.CANDIDATE
+    if way is Way.REMOVES and iteration.t == 1:
+        states[:] = GroupState.DROPPED  # before it, every group was there
+    if GroupState.DROPPED in seen:
+        states[list(iteration.dropped)] = GroupState.DROPPED
     states[list(iteration.selected)] = GroupState.KEPT
-    if not (iteration.t == 1 and iteration.converged):
+    if GroupState.ADDED in seen and not (iteration.t == 1 and iteration.converged):
         states[list(iteration.added)] = GroupState.ADDED
     return states
 
@@ -72,15 +81,20 @@ class MapInfo(NamedTuple):
     rows: int
 
 
-def map_info(started: BlockStarted, trace: Sequence[Iteration]) -> MapInfo:
+def map_info(started: BlockStarted, trace: Sequence[Iteration], selector: str = "ispasp") -> MapInfo:
     """The states of all groups in all iterations of one block.
 
     Args:
         started: the block's start; gives names and sizes also while ``trace`` is still empty.
         trace: the block's iterations, in order.
+        selector: how the groups were chosen.
     """
     groups = started.block.groups
-    states = np.stack([group_states(i) for i in trace]) if trace else np.zeros((0, groups), dtype=np.uint8)
+    states = (
+        np.stack([group_states(i, selector) for i in trace])
+        if trace
+        else np.zeros((0, groups), dtype=np.uint8)
+    )
     per_row = min(groups, WRAP)
     return MapInfo(
         started.block.name,
@@ -135,24 +149,35 @@ def map_figure(info: MapInfo, dark: bool = False) -> go.Figure:
 
 
 class ResidualInfo(NamedTuple):
-    """Relative residual after each iteration; ``converged`` is the iteration of the fixed point or None."""
+    """Relative residual after each iteration; ``converged`` is the iteration of the fixed point or None.
+
+    ``refit``: error before and after the re-fit, relative to its target; None where there was none.
+    """
 
     t: np.ndarray
     relative: np.ndarray
     converged: int | None
+    refit: tuple[float, float] | None = None
 
 
-def residual_info(trace: Sequence[Iteration]) -> ResidualInfo:
-    """||V||_F^2 over ||A(H)||_F^2 per iteration of one block."""
+def residual_info(trace: Sequence[Iteration], pruned: BlockPruned | None = None) -> ResidualInfo:
+    """||V||_F^2 over ||A(H)||_F^2 per iteration of one block, and the re-fit's errors once it is done."""
+    refit = None
+    if pruned is not None and pruned.error_before is not None and pruned.error_after is not None:
+        refit = (pruned.error_before, pruned.error_after)
     return ResidualInfo(
         np.array([i.t for i in trace], dtype=np.uint16),
         np.array([i.relative_residual for i in trace], dtype=np.float32),
         next((i.t for i in trace if i.converged), None),
+        refit,
     )
 
 
 def residual_figure(info: ResidualInfo, dark: bool = False, height: int = 260) -> go.Figure:
-    """A line over the iterations, each point with its value."""
+    """A line over the iterations, and beside it what the re-fit made of the error; values stand at the points.
+
+    Of many iterations only the first and the last have their values written.
+    """
     colour = LOOKS[GroupState.KEPT].colour(dark)
     figure = go.Figure(
         go.Scatter(
@@ -163,28 +188,68 @@ def residual_figure(info: ResidualInfo, dark: bool = False, height: int = 260) -
             cliponaxis=False,
             line={"color": colour, "width": 2},
             marker={
-                "size": 9,
+                "size": 9 if len(info.t) < 12 else 5,
                 "color": colour,
                 "symbol": ["diamond" if t == info.converged else "circle" for t in info.t],
             },
             hovertemplate="iteration %{x}: %{y:.4g}<extra></extra>",
         )
     )
-    for t, value in zip(info.t, info.relative, strict=True):
+    last = int(info.t[-1]) if len(info.t) else 1
+    few = last <= (5 if info.refit is None else 3)
+    told = [
+        (float(t), float(v), True)
+        for t, v in zip(info.t, info.relative, strict=True)
+        if few or t in (1, last)
+    ]
+    if not few and info.relative[-1] < info.relative[-2]:
+        told[-1] = (*told[-1][:2], False)  # the line comes from above
+    ticks: list[float] = [t for t in range(1, last + 1) if last <= 12 or t == 1 or t % 5 == 0]
+    high = float(info.relative.max(initial=0))
+    end = last + 0.4
+    names = [str(t) for t in ticks]
+    if info.refit is not None:
+        gap = max(1.0, 0.22 * last)  # as wide on the screen for 2 iterations as for 32
+        places = (last + 1.1 * gap, last + 2.4 * gap)
+        green = LOOKS[GroupState.ADDED].colour(dark)
+        figure.add_trace(
+            go.Scatter(
+                x=np.array(places, dtype=np.float32),
+                y=np.array(info.refit, dtype=np.float32),
+                mode="lines+markers",
+                text=[residual_words(v) for v in info.refit],
+                cliponaxis=False,
+                line={"color": green, "width": 2, "dash": "dot"},
+                marker={
+                    "size": 11,
+                    "color": green,
+                    "symbol": ["circle-open", "star"],
+                    "line": {"width": 2, "color": green},
+                },
+                customdata=["before", "after"],
+                hovertemplate="error %{customdata} the re-fit: %{y:.4g}<extra></extra>",
+            )
+        )
+        figure.add_vline(last + 0.45 * gap, line={"color": DENSE[dark], "width": 1, "dash": "dot"})
+        told += [(places[0], info.refit[0], True), (places[1], info.refit[1], False)]
+        high = max(high, *info.refit)
+        end = places[1] + 0.6 * gap
+        ticks, names = [*ticks, *places], [*names, "before<br>re-fit", "after"]
+    for x, value, above in told:
         # Annotations and not the trace's own text: they have a ground, which the line cannot cross.
         figure.add_annotation(
-            x=int(t),
-            y=float(value),
-            text=residual_words(float(value)),
+            x=x,
+            y=value,
+            text=residual_words(value),
             showarrow=False,
-            yshift=18,
+            yshift=18 if above else -18,
             borderpad=2,
             bgcolor=GROUND[dark],
         )
-    high = float(info.relative.max(initial=0)) or 1.0
-    figure.update_yaxes(range=[0, 1.25 * high], nticks=5, title=None)
-    last = int(info.t[-1]) if len(info.t) else 1
-    figure.update_xaxes(range=[0.6, last + 0.4], dtick=1 if last < 12 else 5, title="iteration")
+    figure.update_yaxes(range=[0, 1.25 * (high or 1.0)], nticks=5, title=None)
+    figure.update_xaxes(
+        range=[0.6 if last < 12 else 1 - 0.15 * last, end], tickvals=ticks, ticktext=names, title="iteration"
+    )
     return layout(figure, height, showlegend=False)
 
 
@@ -205,74 +270,91 @@ def _pattern(state: GroupState, look: Look, dark: bool) -> dict[str, Any]:
 
 
 class ScoreInfo(NamedTuple):
-    """Both scores of every group at one iteration, float32 (d,), with states uint8 (d,).
+    """What decided, for every group at one iteration: values float32 (d,), states uint8 (d,).
 
-    ``candidate_limit``: the smallest importance of a candidate; ``selected_limit``: the smallest hidden sum
-    of a selected group. ``order``: groups from left to right.
+    ``titles``: what the values are called, one per panel: candidates by the first, the selected by the last;
+    a selector with a single score has one panel. ``values``: an array per panel. ``limits``: the smallest
+    value that was enough in that panel, or None where no such line says anything. ``order``: groups from
+    left to right. ``names``: what the states are called.
     """
 
     t: int
     kind: str
-    importance: np.ndarray
-    hidden_sum: np.ndarray
+    titles: tuple[str, ...]
+    values: tuple[np.ndarray, ...]
+    limits: tuple[float | None, ...]
     states: np.ndarray
-    candidate_limit: float
-    selected_limit: float
     order: np.ndarray
+    names: dict[int, str]
 
 
-def score_info(started: BlockStarted, iteration: Iteration, by: str = "number") -> ScoreInfo:
+def score_info(
+    started: BlockStarted, iteration: Iteration, by: str = "number", selector: str = "ispasp"
+) -> ScoreInfo:
     """Scores of one iteration.
 
     Args:
-        by: order of the groups: ``"number"``, ``"importance"`` or ``"hidden sum"`` (largest first).
+        by: order of the groups: ``"number"``, ``"importance"`` or ``"score"`` (largest first).
+        selector: how the groups were chosen.
 
     Raises:
         ValueError: ``by`` is none of these.
     """
+    words = selector_words(selector)
     importance = iteration.importance.numpy().astype(np.float32)
-    hidden = iteration.hidden_sum.numpy().astype(np.float32)
+    score = iteration.score.numpy().astype(np.float32)
     if by == "number":
         order = np.arange(len(importance), dtype=np.uint32)
-    elif by in ("importance", "hidden sum"):
-        order = np.argsort(-(importance if by == "importance" else hidden), kind="stable").astype(np.uint32)
+    elif by in ("importance", "score"):
+        order = np.argsort(-(importance if by == "importance" else score), kind="stable").astype(np.uint32)
     else:
-        raise ValueError(f"Groups can be ordered by number, importance or hidden sum, not by {by!r}.")
+        raise ValueError(f"Groups can be ordered by number, importance or score, not by {by!r}.")
+
+    def smallest(values: np.ndarray, groups: Sequence[int]) -> float | None:
+        if words.way in (Way.ADDS, Way.REMOVES) or len(groups) in (0, len(values)):
+            return None  # nothing to be above of, or the values are of different moments
+        return float(values[list(groups)].min())
+
+    titles = panel_names(iteration, words)
+    values = (importance, score)[-len(titles) :]
+    limits = (smallest(importance, iteration.candidates), smallest(score, iteration.selected))[-len(titles) :]
     return ScoreInfo(
         iteration.t,
         started.block.kind,
-        importance,
-        hidden,
-        group_states(iteration),
-        float(importance[list(iteration.candidates)].min()),
-        float(hidden[list(iteration.selected)].min()),
+        titles,
+        values,
+        limits,
+        group_states(iteration, selector),
         order,
+        {int(state): entry.title for state, entry in legend(selector, iteration.t).items()},
     )
 
 
 def score_figure(
     info: ScoreInfo, dark: bool = False, selected: int | None = None, height: int = 330
 ) -> go.Figure:
-    """Importance above hidden sum, a bar per group in the colour and pattern of its state.
+    """Importance above score (or the score alone), a bar per group in the colour and pattern of its state.
 
-    Click data: ``customdata`` is the group. ``selected`` is marked with a triangle under both bars.
+    Click data: ``customdata`` is the group. ``selected`` is marked with a line through its bars.
     """
+    rows = len(info.values)
     figure = make_subplots(
-        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=("importance", "hidden sum")
+        rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=info.titles
     )
     place = np.empty(len(info.order), dtype=np.uint32)
     place[info.order] = np.arange(len(info.order), dtype=np.uint32)
     thin = len(info.order) > 4 * WRAP  # patterns cannot be seen in bars of two pixels and cost much
     for state, look in LOOKS.items():
         groups = np.nonzero(info.states == state)[0].astype(np.uint32)
-        for row, values in ((1, info.importance), (2, info.hidden_sum)):
+        name = info.names.get(state, look.label)
+        for row, values in enumerate(info.values, start=1):
             figure.add_trace(
                 go.Bar(
                     x=place[groups],
                     y=values[groups],
                     width=0.85,  # else a trace of two far groups gets bars as wide as their distance
                     customdata=groups,
-                    name=look.title(info.t),
+                    name=name,
                     legendgroup=look.label,
                     showlegend=row == 1 and len(groups) > 0,
                     marker={
@@ -280,27 +362,27 @@ def score_figure(
                         "line": {"width": 0},
                         "pattern": {"shape": ""} if thin else _pattern(state, look, dark),
                     },
-                    hovertemplate=f"{info.kind} %{{customdata}}: %{{y:.4g}} ({look.title(info.t)})<extra></extra>",
+                    hovertemplate=f"{info.kind} %{{customdata}}: %{{y:.4g}} ({name})<extra></extra>",
                 ),
                 row=row,
                 col=1,
             )
     grey = DENSE[dark]
-    every = bool((info.states != GroupState.OUT).all())
-    if not every:
-        figure.add_hline(
-            info.candidate_limit, row=1, col=1, line={"color": grey, "dash": "dot", "width": 1.5}
-        )
-    figure.add_hline(info.selected_limit, row=2, col=1, line={"color": grey, "dash": "dot", "width": 1.5})
+    for row, limit in enumerate(info.limits, start=1):
+        if limit is not None:
+            figure.add_hline(limit, row=row, col=1, line={"color": grey, "dash": "dot", "width": 1.5})
     if selected is not None and selected < len(place):
-        for row in (1, 2):
+        for row in range(1, rows + 1):
             figure.add_vline(float(place[selected]), row=row, col=1, line={"color": grey, "width": 1.5})
     figure.update_annotations(font_size=13, x=0, xanchor="left")
     figure.update_xaxes(showgrid=False, showticklabels=False, range=[-0.7, len(info.order) - 0.3])
     figure.update_yaxes(nticks=4)
     ordered = bool((np.diff(info.order.astype(np.int64)) == 1).all())
     figure.update_xaxes(
-        showticklabels=ordered, title=info.kind if ordered else f"{info.kind}s, largest first", row=2, col=1
+        showticklabels=ordered,
+        title=info.kind if ordered else f"{info.kind}s, largest first",
+        row=rows,
+        col=1,
     )
     layout(figure, height, barmode="overlay", bargap=0.15)
     figure.update_layout(legend={"x": 1, "xanchor": "right", "y": 1.03}, margin={"t": 26})

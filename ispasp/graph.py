@@ -139,7 +139,7 @@ def trace(model: nn.Module, example: Batch) -> Traced:
         model=model,
         nodes=tuple(node for node in nodes if node.op != "get_attr"),
         fixed=fixed,
-        last_used=_last_used(nodes),
+        last_used=last_used(nodes),
     )
 
 
@@ -150,7 +150,7 @@ def _attribute(module: nn.Module, name: str) -> Tensor:
     return value
 
 
-def _last_used(nodes: tuple[fx.Node, ...]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+def last_used(nodes: tuple[fx.Node, ...]) -> dict[fx.Node, tuple[fx.Node, ...]]:
     seen: set[fx.Node] = set()
     freed: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node in reversed(nodes):

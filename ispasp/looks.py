@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from ispasp.vocabulary import Way, selector_words
+
 
 class GroupState(IntEnum):
     """What happened to a group in an iteration, from least to most."""
@@ -47,7 +49,7 @@ LOOKS: dict[GroupState, Look] = {
     GroupState.DROPPED: Look("dropped", "selected before, no longer", "#c8460a", "#ff8f5a", "x", "x", "✖"),
     GroupState.CANDIDATE: Look(
         "candidate only",
-        "important enough to be compared, but its hidden sum was too small",
+        "important enough to be compared, but not among the best of those",
         "#a87400",
         "#f0c24b",
         "circle-open",
@@ -56,6 +58,43 @@ LOOKS: dict[GroupState, Look] = {
     ),
     GroupState.OUT: Look("out", "neither a candidate nor selected", "#9aa3af", "#6b7684", "circle", "-", "·"),
 }
+SEEN = {
+    Way.COMPARES: tuple(LOOKS),
+    Way.RANKS: (GroupState.KEPT, GroupState.OUT),
+    Way.ADDS: (GroupState.KEPT, GroupState.ADDED, GroupState.OUT),
+    Way.REMOVES: (GroupState.KEPT, GroupState.DROPPED, GroupState.OUT),
+}
+"""States that a group can have, by how the selector works."""
+
+
+class Entry(NamedTuple):
+    """What a state is called, and what it means."""
+
+    title: str
+    meaning: str
+
+
+_ENTRIES = {
+    (Way.RANKS, GroupState.KEPT): Entry("kept", "among the largest"),
+    (Way.RANKS, GroupState.OUT): Entry("out", "not among the largest"),
+    (Way.ADDS, GroupState.KEPT): Entry("kept", "chosen before, and stays"),
+    (Way.ADDS, GroupState.ADDED): Entry("newly added", "chosen in this iteration"),
+    (Way.ADDS, GroupState.OUT): Entry("out", "not chosen so far"),
+    (Way.REMOVES, GroupState.KEPT): Entry("left", "not removed so far"),
+    (Way.REMOVES, GroupState.DROPPED): Entry("removed now", "taken away in this iteration"),
+    (Way.REMOVES, GroupState.OUT): Entry("removed before", "taken away in an earlier iteration"),
+}
+
+
+def legend(selector: str, t: int) -> dict[GroupState, Entry]:
+    """What the marks of the map mean at iteration ``t``, for the states this selector knows."""
+    way = selector_words(selector).way
+    return {
+        state: _ENTRIES.get((way, state), Entry(LOOKS[state].title(t), LOOKS[state].meaning))
+        for state in SEEN[way]
+    }
+
+
 SIZES = {GroupState.OUT: 4, GroupState.CANDIDATE: 9}
 GROUND = {False: "#ffffff", True: "#10161d"}
 DENSE = {False: "#7a8594", True: "#98a3b3"}

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ispasp.records import BlockStarted, Iteration
+from ispasp.algorithm import candidate_count
+from ispasp.records import BlockPruned, BlockStarted, Iteration
+from ispasp.vocabulary import Way, selector_words
 
 
 def plural(count: int, kind: str) -> str:
@@ -52,6 +54,7 @@ def sentence(
     previous: Iteration | None,
     started: BlockStarted,
     candidate_factor: float | None = None,
+    selector: str = "ispasp",
 ) -> str:
     """What this iteration did, for example ``"Iteration 2: 3 channels in, 3 out; residual 0.157 → 0.149; converged."``
 
@@ -60,28 +63,86 @@ def sentence(
         previous: the iteration before it in the same block; None for the first.
         started: the block's start, for its kind and sizes.
         candidate_factor: c of Algorithm 1, to show why every group was a candidate; optional.
+        selector: how the groups are chosen, which decides how an iteration reads.
     """
-    kind, groups = started.block.kind, started.block.groups
+    words = selector_words(selector)
+    kind, groups, keep = started.block.kind, started.block.groups, started.keep_groups
+    now = residual(iteration.relative_residual)
+    if keep >= groups:
+        return f"Iteration {iteration.t}: all {plural(groups, kind)} stay; the keep ratio asks for every one."
+    if previous is None:
+        moved = f"residual {now} of the block's output"
+    elif now == (before := residual(previous.relative_residual)):
+        moved = f"residual stays at {now}"
+    else:
+        moved = f"residual {before} → {now}"
+    match words.way:
+        case Way.RANKS:
+            chosen = f"{len(iteration.selected):,} of {plural(groups, kind)} chosen by {words.score}"
+            return f"Iteration {iteration.t}: {chosen}; {moved}. It ranks the {kind}s once, so this is all."
+        case Way.ADDS:
+            more = len(iteration.added)
+            what = f"{plural(more, kind)} chosen" if previous is None else f"{plural(more, kind)} more"
+            over = (
+                f"all {keep:,} are chosen"
+                if len(iteration.selected) >= keep
+                else f"{len(iteration.selected):,} of {keep:,} chosen so far"
+            )
+            return f"Iteration {iteration.t}: {what}; {moved}; {over}."
+        case Way.REMOVES:
+            left = len(iteration.selected)
+            gone = groups - left if previous is None else len(iteration.dropped)
+            over = (
+                f"the {keep:,} left stay"
+                if left <= keep
+                else f"{left:,} of {groups:,} left, {keep:,} will stay"
+            )
+            return f"Iteration {iteration.t}: {plural(gone, kind)} removed; {moved}; {over}."
     if previous is None:
         did = f"{len(iteration.selected):,} of {plural(groups, kind)} chosen"
-        moved = f"residual {residual(iteration.relative_residual)} of the block's output"
     elif not iteration.added and not iteration.dropped:
         did = f"no {kind} changed"
-        moved = f"residual stays at {residual(iteration.relative_residual)}"
     else:
         did = f"{plural(len(iteration.added), kind)} in, {len(iteration.dropped):,} out"
-        moved = f"residual {residual(previous.relative_residual)} → {residual(iteration.relative_residual)}"
-    words = f"Iteration {iteration.t}: {did}; {moved}{'; converged' if iteration.converged else ''}."
-    if started.keep_groups >= groups:
-        return f"{words} The keep ratio keeps every {kind} of this block."
-    if started.one_iteration_decides:
-        product = (
-            ""
-            if candidate_factor is None
-            else f" ({candidate_factor:g} × {started.keep_groups:,} ≥ {groups:,})"
-        )
-        return f"{words} Every {kind} was a candidate{product}, so this one iteration decides."
-    return words
+    said = f"Iteration {iteration.t}: {did}; {moved}{'; converged' if iteration.converged else ''}."
+    if len(iteration.candidates) >= groups and iteration.converged and previous is None:
+        product = "" if candidate_factor is None else f" ({candidate_factor:g} × {keep:,} ≥ {groups:,})"
+        return f"{said} Every {kind} was a candidate{product}, so this one iteration decides."
+    return said
+
+
+def decided_at_once(sizes: Sequence[tuple[int, int]], candidate_factor: float, selector: str) -> str:
+    """In how many blocks one iteration will decide, because every group is a candidate; empty where in none.
+
+    Args:
+        sizes: groups and kept groups of every block.
+        candidate_factor: c of Algorithm 1.
+        selector: one that ranks, adds or removes has no candidates to speak of.
+    """
+    pruned = [(groups, kept) for groups, kept in sizes if kept < groups]
+    at_once = [1 for groups, kept in pruned if candidate_count(groups, kept, candidate_factor) >= groups]
+    if not at_once or selector_words(selector).way is not Way.COMPARES:
+        return ""
+    which = "every block" if len(at_once) == len(pruned) else f"{len(at_once)} of {len(pruned)} blocks"
+    return (
+        f"One iteration decides in {which}: {candidate_factor:g} times the kept groups is as many as there are, "
+        "so every group is a candidate. Keep less to see the set change from iteration to iteration."
+    )
+
+
+def refit_sentence(pruned: BlockPruned | None) -> str:
+    """What the re-fit did to a block: ``"Re-fit at the end, symmetric: error 0.412 → 0.058 of its target, 86 % less."``
+
+    Empty where there was none, or where the block is not done yet.
+    """
+    if pruned is None or pruned.target == "none" or pruned.error_before is None or pruned.error_after is None:
+        return ""
+    before, after = residual(pruned.error_before), residual(pruned.error_after)
+    if before == after:
+        return f"Re-fit at the end, {pruned.target}: error stays at {after} of its target."
+    less = 100 * (1 - pruned.error_after / pruned.error_before)
+    share = f"{less:.0f} %" if less < 99.5 else "over 99 %"
+    return f"Re-fit at the end, {pruned.target}: error {before} → {after} of its target, {share} less."
 
 
 def rank(values: np.ndarray, index: int) -> int:
@@ -93,51 +154,6 @@ def ordinal(number: int) -> str:
     """``"1st"``, ``"2nd"``, ``"13th"``."""
     ending = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number:,}{ending}"
-
-
-class GroupStory(NamedTuple):
-    """One group at one iteration: its places among all groups and why it stayed or went."""
-
-    kept: bool
-    headline: str
-    reason: str
-    importance_rank: int
-    hidden_rank: int
-
-
-def group_story(group: int, trace: Sequence[Iteration], t: int, started: BlockStarted) -> GroupStory:
-    """Why ``group`` is kept or not after iteration ``t`` of ``trace`` (one block's iterations, from t = 1).
-
-    Follows steps 2 to 4 of Algorithm 1: a group must first be among the merged groups (the candidates by
-    importance, and those selected before) and then among the largest hidden sums of these.
-    """
-    kind, groups, keep = started.block.kind, started.block.groups, started.keep_groups
-    iteration = trace[t - 1]
-    before = set(trace[t - 2].selected) if t > 1 else set()
-    importance, hidden = iteration.importance.numpy(), iteration.hidden_sum.numpy()
-    by_importance, by_hidden = rank(importance, group), rank(hidden, group)
-    kept, candidate = group in iteration.selected, group in iteration.candidates
-    merged = set(iteration.candidates) | before
-    larger = int(sum(hidden[other] > hidden[group] for other in merged))
-    place = f"{ordinal(larger + 1)} of the {plural(len(merged), kind)} compared"
-    if kept:
-        since = t
-        while since > 1 and group in trace[since - 2].selected:
-            since -= 1
-        headline = f"Kept since iteration {since}"
-        how = "a candidate by its importance" if candidate else "no candidate, but selected before"
-        reason = f"It was {how}, and by hidden sum it is the {place}; the first {keep:,} stay."
-    else:
-        left = [i.t for i in trace[:t] if group in i.dropped]
-        headline = f"Dropped in iteration {left[-1]}" if left else "Not kept"
-        if group in merged:
-            reason = f"It was compared, but by hidden sum it is only the {place}; the first {keep:,} stay."
-        else:
-            reason = (
-                f"It was no candidate: its importance is the {ordinal(by_importance)} of {groups:,}, "
-                f"and only the first {len(iteration.candidates):,} are compared by hidden sum."
-            )
-    return GroupStory(kept, headline, reason, by_importance, by_hidden)
 
 
 class Comparison(NamedTuple):
@@ -173,47 +189,98 @@ def comparisons(report: Mapping[str, Any]) -> list[Comparison]:
     return rows
 
 
+def distil_sentence(report: Mapping[str, Any]) -> str:
+    """What distillation did, for example ``"Distilled in 400 steps, 1 min 02 s: accuracy 70.9 % → 76.0 %."``
+
+    Empty where there was none.
+    """
+    distil = report.get("distil")
+    if not distil:
+        return ""
+    took = f"Distilled in {plural(distil['steps'], 'step')}, {duration(distil['seconds'])}"
+    before, after = distil.get("accuracy_before"), report.get("accuracy_after")
+    if before is not None and after is not None:
+        return f"{took}: accuracy {percent(before)} → {percent(after)}."
+    return f"{took}: objective {distil['objective_before']:.3g} → {distil['objective_after']:.3g}."
+
+
+def model_stages(report: Mapping[str, Any]) -> list[str]:
+    """The models that a run has figures of: ``["dense", "pruned and re-fitted", "distilled"]``."""
+    refitted = any(block.get("target", "none") != "none" for block in report["blocks"])
+    stages = ["dense", "pruned and re-fitted" if refitted else "pruned"]
+    return [*stages, "then distilled"] if report.get("distil") else stages
+
+
 def result_rows(report: Mapping[str, Any], export: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
-    """Dense against pruned as two rows of words, ready for a table.
+    """Dense against pruned, and against distilled where that was done, as rows of words ready for a table.
 
     Args:
         report: of a finished run.
         export: of its export (``runs.export_report``); without one, latency and file size are not known.
     """
-    rows: tuple[dict[str, str], dict[str, str]] = ({"Model": "dense"}, {"Model": "pruned"})
+    rows = [{"Model": name} for name in model_stages(report)]
+    dense, last = rows[0], rows[-1]
     for row in comparisons(report):
-        rows[0][row.label] = row.dense or "–"
-        rows[1][row.label] = f"{row.pruned}, {row.change}" if row.dense else row.pruned
-    for values, name, file in zip(rows, ("dense", "pruned"), ("dense_onnx", "onnx"), strict=True):
+        dense[row.label] = row.dense or "–"
+        last[row.label] = f"{row.pruned}, {row.change}" if row.dense else row.pruned
+    for values, name, file in ((dense, "dense", "dense_onnx"), (last, "pruned", "onnx")):
         latency = export["latency"] if export else None
         values["Latency"] = f"{latency[name]['median_ms']:.3g} ms" if latency else "after export"
         values["File size"] = f"{export[file]['bytes'] / 1e6:.2f} MB" if export else "after export"
     if export:
-        rows[1]["Latency"] += f", {export['latency']['ratio']:.2f}×"
-    return list(rows)
+        last["Latency"] += f", {export['latency']['ratio']:.2f}×"
+    if distil := report.get("distil"):
+        # The same network with other weights: size and speed are those of the last row.
+        then = {
+            **report,
+            "accuracy_after": distil.get("accuracy_before"),
+            "agreement": distil.get("agreement_before"),
+        }
+        for row in comparisons(then):
+            rows[1][row.label] = f"{row.pruned}, {row.change}" if row.dense else row.pruned
+        rows[1] |= {"Latency": "as below", "File size": "as below"}
+    return rows
 
 
 def remarks(
-    report: Mapping[str, Any], keep: float, keep_by_block: Mapping[str, float] | None = None
+    report: Mapping[str, Any],
+    keep: float,
+    keep_by_block: Mapping[str, float] | None = None,
+    allocation: str = "uniform",
 ) -> list[str]:
-    """What a person should know about the outcome: blocks that kept everything, ratios changed by rounding."""
+    """What a person should know about the outcome: blocks that kept everything, ratios changed by rounding,
+    and the warnings of the re-fit, equal ones together.
+
+    Args:
+        report: of a finished run.
+        keep, keep_by_block, allocation: what was asked for; only a uniform ratio can be changed by rounding.
+    """
+    words = []
     asked_for = {b["name"]: (keep_by_block or {}).get(b["name"], keep) for b in report["blocks"]}
     whole = [b["name"] for b in report["blocks"] if b["kept"] >= b["groups"] and asked_for[b["name"]] < 1]
     moved = [
         f"{b['name']} keeps {b['kept']:,} of {b['groups']:,} ({b['kept'] / b['groups']:.2f} instead of "
         f"{asked_for[b['name']]:.2f})"
         for b in report["blocks"]
-        if b["name"] not in whole and abs(b["kept"] / b["groups"] - asked_for[b["name"]]) >= 0.005
+        if b["name"] not in whole and abs(b["kept"] - asked_for[b["name"]] * b["groups"]) >= 1
     ]
-    words = []
-    if whole:
+    if whole and allocation == "uniform":
         names = ", ".join(whole)
         verb = "block keeps all of its" if len(whole) == 1 else "blocks keep all of their"
         words.append(
             f"{len(whole)} {verb} groups although fewer were asked for ({names}): rounding to the multiple "
             "leaves nothing to remove there. A smaller multiple or a lower keep ratio prunes them."
         )
-    if moved:
+    if moved and allocation == "uniform":
         shown = "; ".join(moved[:3]) + (f"; and {len(moved) - 3} more" if len(moved) > 3 else "")
         words.append(f"Rounding to the multiple changed the kept fraction: {shown}.")
-    return words
+    return words + note_lines(report)
+
+
+def note_lines(report: Mapping[str, Any]) -> list[str]:
+    """The blocks' warnings, ``"layer1.0.conv1: sentence"``; blocks with the same warning stand together."""
+    blocks_of: dict[str, list[str]] = {}
+    for block in report["blocks"]:
+        for note in block.get("notes", ()):
+            blocks_of.setdefault(note, []).append(block["name"])
+    return [f"{', '.join(names)}: {note}" for note, names in blocks_of.items()]

@@ -10,30 +10,31 @@ import dataclasses
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ispasp import allocation, evaluate, sensitivity, surgery, taylor
 from ispasp import blocks as block_finding
 from ispasp import calibration as calibration_data
 from ispasp import device as devices
-from ispasp import evaluate, selectors, statistics, surgery
-from ispasp.algorithm import SelectorSettings, candidate_count
 from ispasp.calibration import Batch
+from ispasp.distil import distil_steps
 from ispasp.errors import ModelError, SettingError, SurgeryError, listing
 from ispasp.graph import Traced, trace
-from ispasp.records import Block, BlockPruned, BlockStarted, Event, Finished, Iteration, Progress, Started
-from ispasp.residual import Consumer, squared_norm
+from ispasp.onepass import OnePass
+from ispasp.records import Block, BlockPruned, Distilled, Event, Finished, Progress, Started
 from ispasp.result import PruneResult
 from ispasp.settings import PruneSettings, check_keep, groups_to_keep
-from ispasp.stream import Stream
 
-SAMPLE_EXAMPLES = 4  # examples of each hidden representation that an inspector can show
 PROBE_SHARE = 32  # the dense stream runs over one in so many calibration examples,
 PROBE_LEAST = 2  # but over no fewer than this
+DISTIL_BATCH = 64  # examples of a distillation step, for the progress
 PROGRESS_SECONDS = 0.05  # a Progress event at most this often
+
+T = TypeVar("T")
 
 
 def prune(
@@ -72,6 +73,9 @@ def iterate(
     blocks: Iterable[str] | None = None,
     device: str | torch.device = "auto",
     seed: int = 0,
+    recalibrate: bool = False,
+    distil: int = 0,
+    allocation: str = "uniform",
     evaluation: Iterable[Any] | None = None,
     source: str = "",
 ) -> Iterator[Event]:
@@ -84,13 +88,19 @@ def iterate(
     Args:
         model, calibration, keep: as in ``prune``.
         selector: which way to choose groups; see ``ispasp.selectors.names()``.
-        reconstruct: what to do with the consumer's weights afterwards; ``"none"`` leaves them.
+        reconstruct: what the consumer's weights are re-fitted to afterwards, by least squares:
+            ``"symmetric"``, what the dense layer gives on the pruned network's inputs; ``"asymmetric"``,
+            what it gives in the dense network (``ispasp.targets``); ``"none"`` leaves them.
         multiple: kept groups are rounded to multiples of this; 1 for the paper's exact counts.
         candidate_factor: c, candidates per kept group (2 in the paper).
         iterations: most iterations per block (20 in the paper); it stops earlier at the fixed point.
         blocks: names of the blocks to prune; all prunable ones by default.
         device: ``"auto"`` (CUDA, then MPS, then CPU), or a device's name.
-        seed: for selectors that draw at random.
+        seed: for selectors and distillation, where they draw at random.
+        recalibrate: measure the statistics of every batch norm behind the first pruned layer anew.
+        distil: gradient steps of ``ispasp.distil`` on the calibration data after slicing; 0 for none.
+        allocation: how a single ``keep`` is shared out: ``"uniform"``, the same for every block, or
+            ``"macs"`` or ``"params"``, what costs as much, by sensitivity (``ispasp.allocation``).
         evaluation: batches on which the report's accuracy and agreement are measured; without them
             both are None, because measuring costs more forward passes than pruning.
         source: where the model came from, e.g. ``"zoo:mnist_mlp"``, so that ``ispasp.load`` can rebuild it.
@@ -98,12 +108,19 @@ def iterate(
     Raises:
         SettingError, CalibrationError, ModelError, DeviceError, SurgeryError: as ``prune``.
     """
-    settings = PruneSettings(selector, reconstruct, multiple, candidate_factor, iterations, seed)
+    settings = PruneSettings(
+        selector, reconstruct, multiple, candidate_factor, iterations, seed, recalibrate, distil, allocation
+    )
     fractions: float | dict[str, float]
     if isinstance(keep, Mapping):
         fractions = {str(name): check_keep(value, f"keep of block {name}") for name, value in keep.items()}
     else:
         fractions = check_keep(keep)
+    if isinstance(fractions, dict) and allocation != "uniform":
+        raise SettingError(
+            f"keep is given per block, so there is nothing to share out by {allocation}; give one fraction, "
+            'or allocation="uniform".'
+        )
     if not isinstance(model, nn.Module):
         raise ModelError(f"The model is a {type(model).__name__}; give a torch.nn.Module.")
     if fractions == {}:
@@ -133,9 +150,6 @@ class _Run:
     device: torch.device
     evaluation: list[Batch] | None
     source: str
-    trace: list[Iteration] = dataclasses.field(default_factory=list)
-    blocks_started: list[BlockStarted] = dataclasses.field(default_factory=list)
-    blocks_pruned: list[BlockPruned] = dataclasses.field(default_factory=list)
     # Work in rough multiply-adds, for the progress.
     done: float = 0.0
     total: float = 1.0
@@ -175,16 +189,31 @@ class _Run:
         if self.evaluation is not None:
             evaluate.try_forward(dense, self.evaluation[0], "evaluation")
         plan = self._plan(traced)
+        work = sum(traced.cost(node) for node in traced.nodes)
+        examples = sum(len(batch) for batch in batches)
+        held_out = sum(len(batch) for batch in self.evaluation or [])
+        settings = self.settings
+        streams = 2 if settings.reconstruct == "asymmetric" else 1
+        shared_out, distilled = settings.allocation != "uniform", None
+        # A sensitivity is about half a forward pass per ratio; a distillation step passes a batch through
+        # the dense model and, forth and back, through the pruned one.
+        measuring = work * examples * (1 + len(plan) * len(sensitivity.FRACTIONS) / 2) if shared_out else 0.0
+        distilling = work * DISTIL_BATCH * 4 * settings.distil
+        evaluating = work * held_out * (3 if settings.distil else 2)
+        self.total = work * streams * examples + measuring + distilling + evaluating
+        scores = {}
+        if settings.selector == "taylor":
+            scores = taylor.scores(traced, [block for block, _ in plan], batches)
+        if shared_out:
+            plan = yield from self._allocate(traced, plan, batches, scores, measuring)
         started = Started(tuple(block for block, _ in plan), tuple(kept for _, kept in plan))
         yield started
 
-        work = sum(traced.cost(node) for node in traced.nodes)
-        held_out = sum(len(batch) for batch in self.evaluation or [])
-        self.total = work * (sum(len(batch) for batch in batches) + 2 * held_out)
         probe, batches = _set_apart(batches)
-        masked_outputs = yield from self._stream(traced, plan, batches, probe)
+        one_pass = OnePass(traced, plan, settings, batches, probe, scores, self._clock, self._progress)
+        yield from one_pass.events()
         yield Progress(self.done / self.total, "slicing and checking the model")
-        pruned = self._sliced(dense, probe, masked_outputs)
+        pruned = _sliced(dense, one_pass, probe)
         comparison = evaluate.UNMEASURED
         if self.evaluation is not None:
             comparison = yield from self._evaluate(dense, pruned, self.evaluation, work)
@@ -194,18 +223,32 @@ class _Run:
             "macs_before": evaluate.count_macs(dense, probe),
             "macs_after": evaluate.count_macs(pruned, probe),
             **dataclasses.asdict(comparison),
+            "distil": None,
+        }
+        if settings.distil:
+            pruned, distilled = yield from self._distil(pruned, dense, distilling)
+            yield distilled
+            report["distil"] = dataclasses.asdict(distilled) | {
+                "accuracy_before": comparison.accuracy_after,
+                "agreement_before": comparison.agreement,
+            }
+            if self.evaluation is not None:
+                comparison = yield from self._evaluate(dense, pruned, self.evaluation, work)
+                report |= dataclasses.asdict(comparison)
+        report |= {
             "device": devices.describe(self.device),
             "seconds": self._clock(),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "blocks": [_block_report(event) for event in self.blocks_pruned],
+            "blocks": [_block_report(event) for event in one_pass.blocks_pruned],
         }
         result = PruneResult(
             settings=self._plain_settings(),
             report=report,
-            trace=self.trace,
+            trace=one_pass.trace,
             started=started,
-            blocks_started=self.blocks_started,
-            blocks_pruned=self.blocks_pruned,
+            blocks_started=one_pass.blocks_started,
+            blocks_pruned=one_pass.blocks_pruned,
+            distilled=distilled,
             model=pruned.to(evaluate.device_of(self.given)),
         )
         yield Progress(1.0, "finished")
@@ -229,97 +272,50 @@ class _Run:
             for block, fraction in zip(found, fractions, strict=True)
         ]
 
-    def _stream(
-        self, traced: Traced, plan: Sequence[tuple[Block, int]], batches: list[Batch], probe: Batch
-    ) -> Generator[Event, None, list[Tensor]]:
-        """Execute the graph once, pruning each block when its first consumer comes up.
+    def _allocate(
+        self,
+        traced: Traced,
+        plan: Sequence[tuple[Block, int]],
+        batches: list[Batch],
+        scores: dict[str, Tensor],
+        work: float,
+    ) -> Generator[Event, None, list[tuple[Block, int]]]:
+        """The plan with other counts that cost the same in all."""
+        assert isinstance(self.keep, float)
+        blocks = [block for block, _ in plan]
+        measuring = sensitivity.measure(traced, blocks, batches, self.settings, scores)
+        curves = yield from self._part(measuring, work)
+        model = allocation.layers(traced, blocks, self.settings.allocation)
+        counts = allocation.share_out(curves, model, self.keep, self.settings.multiple)
+        return list(zip(blocks, counts, strict=True))
 
-        Args:
-            batches: all calibration data; the first batch holds the same examples as ``probe``.
-
-        Returns the pruned stream's outputs for those examples.
-        """
-        at = {block.reads[0]: index for index, (block, _) in enumerate(plan)}
-        dense, pruned = Stream(traced, [probe.to(self.device)]), Stream(traced, batches)
-        for node in traced.nodes:
-            index = at.get(node.name)
-            began = self._clock()
-            if index is not None:
-                block, kept = plan[index]
-                yield from self._prune_block(traced, pruned, block, kept, index, len(plan))
-            for _ in dense.run(node):
-                pass
-            cost = traced.cost(node)
-            replaced = node in pruned.ready
-            for number, _ in enumerate(pruned.run(node)):
-                yield from self._progress(cost * len(batches[number]), "streaming the calibration data")
-            if replaced:
-                yield from self._progress(cost * sum(map(len, batches)), "streaming the calibration data")
-            if index is not None:
-                drift = _relative_error(dense.values[node][0], pruned.values[node][0])
-                yield self._block_pruned(index, drift, self._clock() - began)
-            if node.op != "output":
-                dense.free(node)
-                pruned.free(node)
-        return pruned.outputs(0)
-
-    def _sliced(self, dense: nn.Module, probe: Batch, masked_outputs: Sequence[Tensor]) -> nn.Module:
-        """The sliced model, checked against the masked one on the examples of ``probe``."""
-        pruned = copy.deepcopy(dense)
-        for event in self.blocks_pruned:
-            surgery.slice_block(pruned, event.block, event.selected)
+    def _part(self, steps: Generator[Progress, None, T], work: float) -> Generator[Event, None, T]:
+        """Drive a part of the run that tells its own progress and is ``work`` of the whole."""
+        before = self.done
         try:
-            outputs = evaluate.forward(pruned, probe)
-        except Exception as error:  # whatever a forward raises when a width is written into it
-            raise SurgeryError(
-                f"The sliced {type(pruned).__name__} does not run ({error}), so nothing was kept: its forward "
-                "depends on the width of a pruned layer. Prune other blocks (blocks=...), or use x.flatten(1)."
-            ) from error
-        sliced = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        surgery.check_equal(masked_outputs, sliced)
-        return pruned
+            while True:
+                step = next(steps)
+                self.done = before + work * step.done
+                yield Progress(min(1.0, self.done / self.total), step.doing)
+        except StopIteration as stop:
+            self.done = before + work
+            result: T = stop.value
+            return result
+        finally:
+            steps.close()
 
-    def _prune_block(
-        self, traced: Traced, stream: Stream, block: Block, kept: int, index: int, total: int
-    ) -> Iterator[Event]:
-        """Select this block's groups on the pruned stream, whose consumers then read them alone."""
-        by_name = {node.name: node for node in traced.nodes}
-        reads = [by_name[name] for name in block.reads]
-        hidden = stream.values[by_name[block.hidden]]
-        consumers = [Consumer(read, stream.fixed[cast(fx.Node, read.args[1])]) for read in reads]
-        collected = statistics.collect(block, consumers, hidden)
-        candidates = candidate_count(block.groups, kept, self.settings.candidate_factor)
-        started = BlockStarted(
-            block=block,
-            index=index,
-            total=total,
-            keep_groups=kept,
-            one_iteration_decides=candidates == block.groups,
-            sample=_sample(hidden[0], block, consumers[0].feature_dim),
+    def _distil(
+        self, pruned: nn.Module, dense: nn.Module, work: float
+    ) -> Generator[Event, None, tuple[nn.Module, Distilled]]:
+        """Train the sliced model towards the dense one; ``work`` is what it adds to the progress."""
+        batches = [batch.to(self.device) for batch in self.calibration]
+        steps = distil_steps(pruned, dense, batches, self.settings.distil, seed=self.settings.seed)
+        began = self._clock()
+        result = yield from self._part(steps, work)
+        event = Distilled(
+            result.steps, result.objective_before, result.objective_after, self._clock() - began
         )
-        self.blocks_started.append(started)
-        yield started
-        settings = self.settings
-        options = SelectorSettings(settings.candidate_factor, settings.iterations, settings.seed)
-        for iteration in selectors.get(settings.selector)(collected, kept, options):
-            self.trace.append(iteration)
-            yield iteration
-        for consumer, kept_outputs in zip(consumers, collected.output.kept, strict=True):
-            stream.replace(consumer.node, [consumer.add_bias(out, stream.fixed) for out in kept_outputs])
-
-    def _block_pruned(self, index: int, drift: float, seconds: float) -> BlockPruned:
-        last = self.trace[-1]
-        event = BlockPruned(
-            block=self.blocks_started[-1].block,
-            index=index,
-            selected=last.selected,
-            iterations=last.t,
-            relative_residual=last.relative_residual,
-            drift=drift,
-            seconds=seconds,
-        )
-        self.blocks_pruned.append(event)
-        return event
+        return result.model, event
 
     def _evaluate(
         self, dense: nn.Module, pruned: nn.Module, batches: list[Batch], work: float
@@ -360,19 +356,21 @@ def _set_apart(batches: Sequence[Batch]) -> tuple[Batch, list[Batch]]:
     return first.first(few).to(first.tensors[0].device), [first.first(few), *rest, *batches[1:]]
 
 
-def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:
-    """The first examples of a hidden representation, groups in dimension 1."""
-    few = hidden[:SAMPLE_EXAMPLES].movedim(feature_dim, 1)
-    if block.group_size > 1:
-        few = few.unflatten(1, (block.groups, block.group_size))
-    limit = torch.finfo(torch.float16).max
-    return few.float().clamp(-limit, limit).half().cpu()
-
-
-def _relative_error(dense: Tensor, pruned: Tensor) -> float:
-    """||dense - pruned||_F^2 / ||dense||_F^2; 0 where the dense value is zero."""
-    energy = squared_norm(dense)
-    return squared_norm(dense - pruned) / energy if energy > 0 else 0.0
+def _sliced(dense: nn.Module, one_pass: OnePass, probe: Batch) -> nn.Module:
+    """The sliced model, checked against the masked one on the examples of ``probe``."""
+    pruned = copy.deepcopy(dense)
+    for edit in one_pass.edits:
+        edit(pruned)
+    try:
+        outputs = evaluate.forward(pruned, probe)
+    except Exception as error:  # whatever a forward raises when a width is written into it
+        raise SurgeryError(
+            f"The sliced {type(pruned).__name__} does not run ({error}), so nothing was kept: its forward "
+            "depends on the width of a pruned layer. Prune other blocks (blocks=...), or use x.flatten(1)."
+        ) from error
+    sliced = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    surgery.check_equal(one_pass.outputs(), sliced)
+    return pruned
 
 
 def _block_report(event: BlockPruned) -> dict[str, Any]:
@@ -384,4 +382,8 @@ def _block_report(event: BlockPruned) -> dict[str, Any]:
         "relative_residual": event.relative_residual,
         "drift": event.drift,
         "selected": list(event.selected),
+        "target": event.target,
+        "error_before": event.error_before,
+        "error_after": event.error_after,
+        "notes": list(event.notes),
     }

@@ -54,11 +54,14 @@ class Iteration:
         t: iteration number, from 1.
         importance: (d,) float64 on the CPU, y = sum of A^T V per group, before this selection.
         hidden_sum: (d,) float64 on the CPU, sum of H per group; the same in every iteration.
+        score: (d,) float64 on the CPU, what decided which of the merged groups stay: the hidden sum
+            in Algorithm 1, the selector's own score otherwise.
         candidates: the c*s groups with the largest importance, sorted.
         selected: the s groups kept after this iteration, sorted.
         added: groups in ``selected`` that the previous iteration did not keep, sorted.
         dropped: groups the previous iteration kept that are no longer selected, sorted.
-        residual: ||V||_F^2 after this selection, over the whole calibration set.
+        residual: ||V||_F^2 after this selection with the consumer's own weights, over the whole
+            calibration set.
         relative_residual: ``residual`` over ||A(H)||_F^2, in [0, inf); 0 for a dead block.
         converged: True where every later iteration would select the same groups.
         seconds: wall time of this iteration.
@@ -68,6 +71,7 @@ class Iteration:
     t: int
     importance: Tensor = field(repr=False, compare=False)
     hidden_sum: Tensor = field(repr=False, compare=False)
+    score: Tensor = field(repr=False, compare=False)
     candidates: tuple[int, ...]
     selected: tuple[int, ...]
     added: tuple[int, ...]
@@ -131,7 +135,14 @@ class BlockPruned:
         drift: ||dense - pruned||_F^2 / ||dense||_F^2 of the consumer's output between the dense
             and the pruned stream, over the first few calibration examples: this block's error and
             that of every block before it.
-        seconds: wall time of statistics and selection.
+        seconds: wall time of statistics, selection and re-fit.
+        target: what the consumer's weights were re-fitted to: ``"none"``, ``"symmetric"`` or
+            ``"asymmetric"`` (see ``ispasp.reconstruct``); symmetric also where asymmetric was asked
+            for and could not be had, which ``notes`` then say.
+        error_before: ||T - A_S(H_S)||_F^2 / ||T||_F^2 over the calibration data, T the target; None
+            without a re-fit.
+        error_after: the same with the re-fitted weights, never larger.
+        notes: warnings, a sentence each.
     """
 
     block: Block
@@ -140,6 +151,26 @@ class BlockPruned:
     iterations: int
     relative_residual: float
     drift: float
+    seconds: float = field(compare=False)
+    target: str = "none"
+    error_before: float | None = None
+    error_after: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The sliced model was trained towards the dense one on the unlabelled calibration data.
+
+    Attributes:
+        steps: gradient steps made.
+        objective_before, objective_after: the objective of ``ispasp.distil`` over the calibration data.
+        seconds: wall time.
+    """
+
+    steps: int
+    objective_before: float
+    objective_after: float
     seconds: float = field(compare=False)
 
 
@@ -150,4 +181,4 @@ class Finished:
     result: PruneResult
 
 
-Event = Started | Progress | BlockStarted | Iteration | BlockPruned | Finished
+Event = Started | Progress | BlockStarted | Iteration | BlockPruned | Distilled | Finished

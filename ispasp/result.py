@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ispasp import surgery, zoo
 from ispasp.errors import ModelError, RunError
-from ispasp.records import Block, BlockPruned, BlockStarted, Iteration, Started
+from ispasp.records import Block, BlockPruned, BlockStarted, Distilled, Iteration, Started
 
-FORMAT = 1
+FORMAT = 2
+"""The newest format. Runs that hold nothing which format 1 lacks (a score other than the hidden sum, a re-fit,
+a distillation) are still written as format 1, so that ispasp 0.1 reads them."""
 ZOO = "zoo:"
 
 
@@ -35,10 +38,13 @@ class RunRecord:
         settings: everything needed to repeat the run, as plain values.
         report: before and after: ``params_*``, ``macs_*`` (per example), ``accuracy_*`` (None
             without labels), ``agreement``, the number of ``examples`` both were measured on,
-            ``seconds``, ``device``, ``finished_at``, and per block name, groups, kept, iterations,
-            relative_residual, drift, selected.
+            ``seconds``, ``device``, ``finished_at``; ``distil`` (None where there was none): steps,
+            objective_before, objective_after, seconds, and accuracy_before and agreement_before of the
+            pruned model before it; and per block name, groups, kept, iterations, relative_residual,
+            drift, selected, target, error_before, error_after, notes.
         trace: every iteration of every block.
         started, blocks_started, blocks_pruned: the other events of the run.
+        distilled: how the distillation went; None where there was none.
     """
 
     settings: dict[str, Any]
@@ -47,6 +53,7 @@ class RunRecord:
     started: Started = field(repr=False)
     blocks_started: list[BlockStarted] = field(repr=False)
     blocks_pruned: list[BlockPruned] = field(repr=False)
+    distilled: Distilled | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -182,23 +189,36 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _arrays(result: RunRecord) -> dict[str, Tensor]:
-    """The tensors of the trace by name; a block's hidden sum is stored once."""
+    """The tensors of the trace by name; a block's hidden sum is stored once, and a score equal to it not at all."""
     arrays = {f"importance.{i}": iteration.importance for i, iteration in enumerate(result.trace)}
+    arrays |= {f"score.{i}": it.score for i, it in enumerate(result.trace) if _scored(it)}
     arrays |= {f"hidden_sum.{iteration.block}": iteration.hidden_sum for iteration in result.trace}
     arrays |= {f"sample.{event.block.name}": event.sample for event in result.blocks_started}
     return {name: array.contiguous().clone() for name, array in arrays.items()}
+
+
+def _scored(iteration: Iteration) -> bool:
+    """Whether something else than the hidden sum decided."""
+    return not torch.equal(iteration.score, iteration.hidden_sum)
 
 
 def _plain(result: RunRecord) -> dict[str, Any]:
     """The record as JSON values, without its tensors."""
 
     def fields(event: Any) -> dict[str, Any]:
+        # What has its default is left out, so that a version without that field reads the rest.
         values = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
-        values = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        usual = {f.name: f.default for f in dataclasses.fields(event)}
+        values = {k: v for k, v in values.items() if not isinstance(v, Tensor) and v != usual[k]}
         return {k: v.name if isinstance(v, Block) else v for k, v in values.items()}
 
-    return {
-        "format": FORMAT,
+    newer = (
+        result.distilled is not None
+        or any(event.target != "none" or event.notes for event in result.blocks_pruned)
+        or any(_scored(iteration) for iteration in result.trace)
+    )
+    plain = {
+        "format": FORMAT if newer else 1,
         "settings": result.settings,
         "report": result.report,
         "blocks": [dataclasses.asdict(block) for block in result.started.blocks],
@@ -207,6 +227,7 @@ def _plain(result: RunRecord) -> dict[str, Any]:
         "blocks_started": [fields(event) for event in result.blocks_started],
         "blocks_pruned": [fields(event) for event in result.blocks_pruned],
     }
+    return plain if result.distilled is None else plain | {"distilled": fields(result.distilled)}
 
 
 def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
@@ -214,19 +235,19 @@ def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
 
     def event(kind: Any, values: dict[str, Any], **tensors: Tensor) -> Any:
         values = _tuples(values)
-        if kind is not Iteration:
+        if kind in (BlockStarted, BlockPruned):
             values["block"] = blocks[values["block"]]
         return kind(**values, **tensors)
 
-    trace = [
-        event(
-            Iteration,
-            values,
-            importance=arrays[f"importance.{i}"],
-            hidden_sum=arrays[f"hidden_sum.{values['block']}"],
+    def iteration(i: int, values: dict[str, Any]) -> Any:
+        hidden_sum = arrays[f"hidden_sum.{values['block']}"]
+        # Runs of the first format have no score: in Algorithm 1 it is the hidden sum.
+        score = arrays.get(f"score.{i}", hidden_sum)
+        return event(
+            Iteration, values, importance=arrays[f"importance.{i}"], hidden_sum=hidden_sum, score=score
         )
-        for i, values in enumerate(plain["trace"])
-    ]
+
+    trace = [iteration(i, values) for i, values in enumerate(plain["trace"])]
     return RunRecord(
         settings=plain["settings"],
         report=plain["report"],
@@ -237,6 +258,7 @@ def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
             for values in plain["blocks_started"]
         ],
         blocks_pruned=[event(BlockPruned, values) for values in plain["blocks_pruned"]],
+        distilled=event(Distilled, plain["distilled"]) if plain.get("distilled") else None,
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from ispasp import data, zoo
 from ispasp import device as devices
 from ispasp.blocks import find_blocks
-from ispasp.errors import ISpaSPError, RunError
+from ispasp.errors import ISpaSPError, RunError, SettingError, listing
 from ispasp.latency import LatencyReport, compare_latency
 from ispasp.onnx_export import export_onnx
 from ispasp.pruner import iterate
@@ -42,7 +42,9 @@ class RunSettings:
         samples: calibration images.
         seed: draws the calibration images, and whatever else is random.
         device: ``"auto"`` or a device's name.
-        selector, reconstruct, multiple, candidate_factor, iterations: as in ``ispasp.iterate``.
+        selector, reconstruct, multiple, candidate_factor, iterations, recalibrate, distil, allocation: as in
+            ``ispasp.iterate``. The re-fit is on unless told otherwise, because without one a sample model
+            hardly works any more; ``"none"`` is the paper's pure selection, and the default of ``iterate``.
 
     Raises:
         SettingError, ModelError: a value is unknown or out of range. The device is looked for when the
@@ -53,13 +55,16 @@ class RunSettings:
     keep: float = 0.5
     keep_by_block: dict[str, float] = field(default_factory=dict)
     selector: str = "ispasp"
-    reconstruct: str = "none"
+    reconstruct: str = "asymmetric"
     multiple: int = 8
     candidate_factor: float = 2.0
     iterations: int = 20
     samples: int = 512
     seed: int = 0
     device: str = "auto"
+    recalibrate: bool = False
+    distil: int = 0
+    allocation: str = "uniform"
 
     def __post_init__(self) -> None:
         zoo.card(self.model)
@@ -68,6 +73,11 @@ class RunSettings:
             check_keep(keep, f"keep of block {name}")
         check_whole_number("samples", self.samples, at_least=1)
         self.prune_settings()
+        if self.keep_by_block and self.allocation != "uniform":
+            raise SettingError(
+                f"Allocation {self.allocation} decides what every block keeps, and {listing(self.keep_by_block)} "
+                "has a keep ratio of its own; clear that, or use allocation uniform."
+            )
 
     def prune_settings(self) -> PruneSettings:
         names = [f.name for f in dataclasses.fields(PruneSettings)]
@@ -83,8 +93,10 @@ class RunSettings:
         names = {f.name for f in dataclasses.fields(cls)}
         if not {"model", "keep"} <= set(record.settings):
             raise RunError("This run was not made from a sample model; repeat it from Python.")
+        # What a run of an earlier version does not say was not done.
+        said = {"reconstruct": "none", **record.settings}
         try:
-            return cls(**{name: value for name, value in record.settings.items() if name in names})
+            return cls(**{name: value for name, value in said.items() if name in names})
         except (AttributeError, TypeError, ISpaSPError) as error:
             raise RunError(f"The settings of this run cannot be used here: {error}") from error
 

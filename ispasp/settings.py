@@ -9,7 +9,8 @@ from numbers import Real
 from ispasp import selectors
 from ispasp.errors import SettingError, listing
 
-RECONSTRUCTIONS = ("none",)
+RECONSTRUCTIONS = ("none", "symmetric", "asymmetric")
+ALLOCATIONS = ("uniform", "macs", "params")
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,16 @@ class PruneSettings:
 
     Attributes:
         selector: which way to choose groups; see ``ispasp.selectors.names()``.
-        reconstruct: what to do with the consumer's weights afterwards; ``"none"`` leaves them.
+        reconstruct: what the consumer's weights are re-fitted to (``ispasp.reconstruct``); ``"none"``
+            leaves them.
         multiple: kept groups are rounded to multiples of this; 1 for the paper's exact counts.
         candidate_factor: c, candidates per kept group; 2 in the paper.
         iterations: most iterations per block; 20 in the paper.
-        seed: for selectors that draw at random.
+        seed: for selectors and distillation, where they draw at random.
+        recalibrate: measure the statistics of the batch norms behind a pruned layer anew.
+        distil: gradient steps towards the dense model after slicing; 0 for none.
+        allocation: ``"uniform"`` keeps the same fraction of every block; ``"macs"`` and ``"params"``
+            share the same MACs or parameters out by sensitivity (``ispasp.allocation``).
 
     Raises:
         SettingError: a value is unknown or out of range.
@@ -34,6 +40,9 @@ class PruneSettings:
     candidate_factor: float = 2.0
     iterations: int = 20
     seed: int = 0
+    recalibrate: bool = False
+    distil: int = 0
+    allocation: str = "uniform"
 
     def __post_init__(self) -> None:
         selectors.get(self.selector)
@@ -41,9 +50,16 @@ class PruneSettings:
             raise SettingError(
                 f"Unknown reconstruct {self.reconstruct!r}; choose one of {listing(RECONSTRUCTIONS)}."
             )
+        if self.allocation not in ALLOCATIONS:
+            raise SettingError(
+                f"Unknown allocation {self.allocation!r}; choose one of {listing(ALLOCATIONS)}."
+            )
         check_whole_number("multiple", self.multiple, at_least=1)
         check_whole_number("iterations", self.iterations, at_least=1)
         check_whole_number("seed", self.seed, at_least=0)
+        check_whole_number("distil", self.distil, at_least=0)
+        if not isinstance(self.recalibrate, bool):
+            raise SettingError(f"recalibrate is {self.recalibrate!r}; give True or False.")
         factor = self.candidate_factor
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
             raise SettingError(

@@ -1,21 +1,29 @@
 """What a selector may know of a block, taken from the calibration data.
 
-Everything here follows from two facts. The importance is linear in the hidden representation, so
+Everything here follows from three facts. The importance is linear in the hidden representation, so
 it needs H only summed over the examples. The residual of a support needs the data, but moving from
-one support to the next needs only the groups that changed (``ispasp.residual``).
+one support to the next needs only the groups that changed (``ispasp.residual``). And the energy of any
+support, with any weights, follows from a Gram matrix (``ispasp.gram``), which is computed only where a
+selector asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from ispasp import gram
 from ispasp.device import widest_float
+from ispasp.gram import Gram
+from ispasp.graph import Traced
 from ispasp.records import Block
 from ispasp.residual import Consumer, SplitOutput
+from ispasp.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Statistics:
             consumers, where tokens are summed too.
         hidden_sum: (d,) float64, sum of H over examples, positions and the group's features.
         output: the consumers' output over the data, which gives the residual of any support.
+        producer: weight of the producer, groups along dimension 0.
+        taylor: (d,) float64, what the loss loses with each group (``ispasp.taylor``); None without labels.
     """
 
     block: Block
@@ -36,10 +46,86 @@ class Statistics:
     hidden_map: Tensor
     hidden_sum: Tensor
     output: SplitOutput
+    producer: Tensor
+    taylor: Tensor | None = None
 
     @property
     def groups(self) -> int:
         return self.block.groups
+
+    @property
+    def hidden(self) -> Sequence[Tensor]:
+        """H, one tensor per batch."""
+        return self.output.hidden
+
+    @cached_property
+    def hidden_rms(self) -> Tensor:
+        """(d,) float64: root mean square of H_g over examples, positions and the group's features."""
+        dim = self.consumers[0].feature_dim
+        wide = widest_float(self.hidden_sum.device)
+        squares = torch.zeros(self.groups, dtype=wide, device=self.hidden_sum.device)
+        count = 0
+        for batch in self.hidden:
+            rest = [d for d in range(batch.ndim) if d != dim % batch.ndim]
+            norms = torch.linalg.vector_norm(
+                batch, dim=rest, dtype=torch.promote_types(batch.dtype, torch.float32)
+            )
+            squares += norms.to(wide).square().view(self.groups, -1).sum(1)
+            count += batch.numel() // self.groups
+        return (squares / max(1, count)).sqrt()
+
+    @cached_property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """Columns per group of what each consumer reads, see ``gram.patch_size``."""
+        return tuple(gram.patch_size(consumer, self.block.group_size) for consumer in self.consumers)
+
+    @cached_property
+    def weights(self) -> tuple[Tensor, ...]:
+        """Each consumer's weight as (f, outputs) float64, see ``gram.weight_matrix``."""
+        return tuple(gram.weight_matrix(consumer) for consumer in self.consumers)
+
+    @cached_property
+    def grams(self) -> tuple[Gram, ...]:
+        """The Gram matrix of what each consumer reads, over all groups.
+
+        Raises:
+            SettingError: one would not fit, see ``gram.collect``.
+        """
+        return tuple(gram.collect(consumer, self.hidden) for consumer in self.consumers)
+
+    def known_gram(self, number: int) -> Gram | None:
+        """The Gram matrix of one consumer where a selector has asked for it; None where none has."""
+        return self.grams[number] if "grams" in vars(self) else None
+
+    def mask(self, groups: Iterable[int]) -> Tensor:
+        """A (d,) bool mask that is true at ``groups``."""
+        selected = torch.zeros(self.groups, dtype=torch.bool, device=self.hidden_sum.device)
+        selected[list(groups)] = True
+        return selected
+
+    @cached_property
+    def contribution(self) -> Tensor:
+        """(d,) float64: ||A_g H_g||_F, what each group alone gives to the output, over all consumers."""
+        energies = torch.zeros_like(self.hidden_sum)
+        for consumer, weight, size in zip(self.consumers, self.weights, self.patch_sizes, strict=True):
+            blocks = gram.collect_blocks(consumer, self.hidden, size)
+            energies += gram.block_energies(blocks, weight)
+        return energies.sqrt()
+
+    @cached_property
+    def energy_matrix(self) -> Tensor:
+        """Q (d, d) float64: <A_g H_g, A_g' H_g'>, summed over the consumers; ||V||_F^2 = 1_D^T Q 1_D.
+
+        Raises:
+            SettingError: a Gram matrix would not fit, see ``gram.collect``.
+        """
+        parts = [
+            gram.energy_matrix(*parts)
+            for parts in zip(self.grams, self.weights, self.patch_sizes, strict=True)
+        ]
+        for other in parts[1:]:
+            parts[0] += other
+        return parts[0]
 
     def importance(self, selected: Tensor) -> Tensor:
         """y (d,) float64: the gradient of 1/2 ||V||_F^2 in H, summed over each group.
@@ -68,8 +154,31 @@ def per_group(feature_map: Tensor, dim: int, block: Block) -> Tensor:
     return per_feature.view(block.groups, block.group_size).sum(1)
 
 
-def collect(block: Block, consumers: Sequence[Consumer], hidden: Sequence[Tensor]) -> Statistics:
-    """Take a block's statistics from its hidden representation, one tensor per batch."""
+def collect_at(block: Block, traced: Traced, stream: Stream, taylor: Tensor | None = None) -> Statistics:
+    """The statistics of ``block`` when ``stream`` has come to its first consumer."""
+    by_name = {node.name: node for node in traced.nodes}
+    reads = [by_name[name] for name in block.reads]
+    consumers = [Consumer(read, stream.fixed[cast(fx.Node, read.args[1])]) for read in reads]
+    producer = cast(Tensor, traced.model.get_submodule(block.name).weight)
+    return collect(block, consumers, stream.values[by_name[block.hidden]], producer, taylor)
+
+
+def collect(
+    block: Block,
+    consumers: Sequence[Consumer],
+    hidden: Sequence[Tensor],
+    producer: Tensor,
+    taylor: Tensor | None = None,
+) -> Statistics:
+    """Take a block's statistics from its hidden representation.
+
+    Args:
+        block: the block.
+        consumers: what reads it.
+        hidden: H, one tensor per batch.
+        producer: weight of the producer, groups along dimension 0.
+        taylor: (d,) from ``ispasp.taylor.scores``, where there are labels.
+    """
     dim = consumers[0].feature_dim
     wide = widest_float(hidden[0].device)
     flat = [values if dim == 1 else values.reshape(-1, values.shape[-1]) for values in hidden]
@@ -83,4 +192,6 @@ def collect(block: Block, consumers: Sequence[Consumer], hidden: Sequence[Tensor
         hidden_map=total.to(single),
         hidden_sum=per_group(total, dim, block),
         output=SplitOutput(consumers, hidden, block.group_size),
+        producer=producer.detach(),
+        taylor=taylor,
     )

@@ -1,7 +1,7 @@
 """Execute a traced model node by node over all calibration batches in step.
 
 Two streams run side by side: the dense network, over a few examples, and the one pruned so far, over
-all. Only targets taken from the dense network would need it over all examples. In the pruned stream
+all; targets taken from the dense network need it over all examples too. In the pruned stream
 every producer has its full width and every pruned consumer's output is replaced by what the kept groups
 give, so it computes what the network with masked groups computes. Each value is freed after its last
 use: memory holds what is live at one point of the network, however deep it is.
@@ -9,6 +9,7 @@ use: memory holds what is live at one point of the network, however deep it is.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ispasp.calibration import Batch
+from ispasp.device import widest_float
 from ispasp.errors import CalibrationError
 from ispasp.graph import Traced
 
@@ -25,13 +27,15 @@ class Stream:
     """Values of one execution, one per batch and live node.
 
     Attributes:
+        batches: number of examples of each batch.
         values: for each live node, its value in every batch.
+        ready: values that a node was given before it came up.
         fixed: the parameter, buffer or constant of each ``get_attr`` node.
     """
 
     def __init__(self, traced: Traced, batches: Sequence[Batch]) -> None:
         self.traced = traced
-        self.count = len(batches)
+        self.batches = [len(batch) for batch in batches]
         # Buffers may be changed by the forward pass; each stream has its own.
         self.fixed: dict[fx.Node, Tensor] = {
             node: value.detach() if isinstance(value, nn.Parameter) else value.clone()
@@ -56,7 +60,7 @@ class Stream:
             return
         operation: Callable[..., Any] = node.target  # type: ignore[assignment]
         results = []
-        for number in range(self.count):
+        for number in range(len(self.batches)):
 
             def value(argument: fx.Node, number: int = number) -> Any:
                 return self.fixed[argument] if argument in self.fixed else self.values[argument][number]
@@ -73,6 +77,34 @@ class Stream:
     def replace(self, node: fx.Node, results: list[Tensor]) -> None:
         """Give ``node`` these values, one per batch; it is not executed when it comes up."""
         self.ready[node] = results
+
+    @torch.no_grad()
+    def recalibrate(self, norm: fx.Node) -> tuple[Tensor, Tensor]:
+        """Give a batch norm the statistics of its own input over all batches.
+
+        Returns how far the mean moved, and the new variance, (channels,) each.
+        """
+        value, _, _, mean, variance, *_ = norm.args
+        inputs = self.values[value]  # type: ignore[index]
+        rest = [d for d in range(inputs[0].ndim) if d != 1]
+        wide = widest_float(inputs[0].device)
+        count = sum(batch[:, 0].numel() for batch in inputs)
+        new_mean = sum(batch.sum(rest, dtype=wide) for batch in inputs) / count
+        shape = [1, -1] + [1] * (len(rest) - 1)
+        squares = sum(
+            (batch - new_mean.to(batch.dtype).view(shape)).square().sum(rest, dtype=wide) for batch in inputs
+        )
+        old_mean, old_variance = self.fixed[mean], self.fixed[variance]  # type: ignore[index]
+        self.fixed[mean] = new_mean.to(old_mean.dtype)  # type: ignore[index]
+        self.fixed[variance] = (squares / count).to(old_variance.dtype)  # type: ignore[index]
+        return self.fixed[mean] - old_mean, self.fixed[variance]  # type: ignore[index]
+
+    def fork(self) -> Stream:
+        """A stream that goes on from here on its own, with copies of all live values."""
+        other = copy.copy(self)
+        other.fixed, other.ready = dict(self.fixed), {}
+        other.values = pytree.tree_map_only(Tensor, Tensor.clone, self.values)
+        return other
 
     def outputs(self, batch: int) -> list[Tensor]:
         """Every tensor that the model returns for one batch, in order."""

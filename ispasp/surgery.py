@@ -41,6 +41,33 @@ def _keep(module: nn.Module, index: Tensor, dim: int) -> None:
         module.num_features = len(weight)
 
 
+@torch.no_grad()
+def refit(model: nn.Module, name: str, weight: Tensor, intercept: Tensor | None, home: str) -> None:
+    """Give the sliced consumer ``name`` new weights, in place, and the intercept (outputs,) to ``home``.
+
+    ``home`` is the consumer itself, which has a bias, or the batch norm that alone reads it.
+    """
+    consumer = model.get_submodule(name)
+    cast(Tensor, consumer.weight).copy_(weight)
+    if intercept is None:
+        return
+    if home == name:
+        cast(Tensor, consumer.bias).add_(intercept)
+    else:
+        cast(Tensor, model.get_submodule(home).running_mean).sub_(intercept)
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, name: str, shift: Tensor, variance: Tensor) -> None:
+    """Move the running mean of a batch norm by ``shift`` (channels,), in place, and set its variance.
+
+    A shift, because the mean may already hold an intercept of the consumer before it.
+    """
+    norm = model.get_submodule(name)
+    cast(Tensor, norm.running_mean).add_(shift)
+    cast(Tensor, norm.running_var).copy_(variance)
+
+
 def tolerance(value: Tensor) -> float:
     """How far masked and sliced outputs may differ, relative to the output's scale.
 

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from ispasp.narrative import duration
+from ispasp.narrative import decided_at_once, distil_sentence, duration
 from ui import block_view, components, controls, export, library, results, run_list, settings, target
 from ui.settings import Draft
 from ui.target import Target
@@ -10,8 +10,9 @@ from ui.view import View
 
 
 def main() -> None:
-    st.title("i-SpaSP Explorer", anchor=False)
-    st.caption(f"Prune a network, step by step · Device: {library.device_name()}")
+    with st.container(horizontal=True, vertical_alignment="bottom", key="title"):
+        st.title("i-SpaSP Explorer", anchor=False, width="content")
+        st.caption(f"Prune a network, step by step · Device: {library.device_name()}", width="content")
     seen = target.resolve()
     settings.follow(seen.id, seen.settings)
     draft = settings.panel(seen.locked)
@@ -29,20 +30,31 @@ def main() -> None:
 
 def _plan(seen: Target, draft: Draft) -> None:
     """Before any work. All that needs no trace of the network, which may take seconds, is drawn first."""
-    controls.status(None, View(), problems=draft.problems)
+    steps = draft.settings.distil if draft.settings else 0
+    controls.status(None, View(), problems=draft.problems, steps=steps)
     results.headline(draft.model, None)
     strip = st.container(key="plan")  # as high as the strip will be, so that nothing jumps when it comes
     run_list.under_way()
     _first_steps(draft)
     with strip:
         view = seen.view(draft)
-        components.strip(view, None, lambda: None, stale=draft.settings is None)
+        settled = draft.settings is not None and draft.settings.allocation == "uniform"
+        components.strip(view, None, lambda: None, stale=not settled)
         largest = max((b.block.groups for b in view.blocks), default=0)
         if draft.settings is not None and draft.settings.multiple > largest:
             st.caption(
                 f"A multiple of {draft.settings.multiple:,} is larger than any block here (at most {largest:,} "
                 "groups), so nothing is rounded: every block keeps the exact count."
             )
+        if draft.settings is not None and draft.settings.allocation != "uniform":
+            st.caption(
+                "The counts above are those of the same ratio everywhere. The run first measures how sensitive every "
+                "block is, which takes a while, and then shares them out for no more cost."
+            )
+        elif draft.settings is not None:
+            pairs = [(b.block.groups, b.keep_groups) for b in view.blocks]
+            if said := decided_at_once(pairs, draft.settings.candidate_factor, draft.settings.selector):
+                st.caption(said)
 
 
 def _work(seen: Target, draft: Draft) -> None:
@@ -74,9 +86,10 @@ def _opened(seen: Target) -> str:
     if seen.record is None:
         return ""
     report = seen.record.report
+    more = distil_sentence(report) or "It is listed under Runs."
     return (
-        f"**Finished** in {duration(report['seconds'])} on {report['device']} and saved. "
-        "It is listed under Runs. The result and the export are below."
+        f"**Finished** in {duration(report['seconds'])} on {report['device']} and saved. {more} "
+        "The result and the export are below."
     )
 
 

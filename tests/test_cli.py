@@ -48,6 +48,16 @@ def test_prune_prints_one_object_and_saves_the_run(tmp_path: Path) -> None:
     assert len(block["selected"]) == block["kept"]
     assert block["iterations"] >= 1
     assert 0 < block["relative_residual"] < 1
+    assert (printed["selector"], printed["reconstruct"], printed["recalibrate"]) == (
+        "ispasp",
+        "asymmetric",
+        False,
+    )
+    assert (printed["allocation"], printed["distil"]) == ("uniform", None)
+    assert block["target"] == "asymmetric" and 0 <= block["error_after"] < block["error_before"]
+    assert block["notes"] == ["64 calibration positions for 208 unknowns per output: the re-fit leans on the old "
+                              "weights; use more samples."]  # fmt: skip
+    assert f"ispasp: fc1: {block['notes'][0]}" in done.stderr
     assert "100%" in done.stderr
     record = open_run(tmp_path / "run")
     assert record.trace[-1].selected == tuple(block["selected"])
@@ -68,6 +78,42 @@ def test_without_json_a_person_can_read_it(
     assert "accuracy" in printed
     (run,) = (tmp_path / "runs").iterdir()
     assert str(run) in printed
+
+
+def test_selector_re_fit_and_distillation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "prune mnist_mlp --keep 0.1 --samples 32 --selector l1 --reconstruct symmetric --recalibrate --distil 2"
+    assert cli.main([*command.split(), "--json", "--out", str(tmp_path / "json")]) == 0
+    printed, error = capsys.readouterr()
+    summary = json.loads(printed)
+    assert (summary["selector"], summary["reconstruct"], summary["recalibrate"]) == ("l1", "symmetric", True)
+    assert summary["distil"]["steps"] == 2 and summary["distil"]["accuracy_before"] is not None
+    assert "100%" in error
+    assert cli.main([*command.split(), "--out", str(tmp_path / "table")]) == 0
+    table, error = capsys.readouterr()
+    heads, row = (line.split() for line in table.splitlines()[:2])
+    assert heads == ["block", "kept", "iterations", "residual", "re-fit", "before", "after", "drift"]
+    assert row[6] == "symmetric" and float(row[8]) <= float(row[7])
+    assert "pruned and re-fitted" in table and "then distilled" in table and "Distilled in 2 steps" in table
+    assert "ispasp: fc1: 32 calibration positions" in error
+
+
+def test_the_papers_pure_selection_has_no_re_fit_to_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"prune mnist_mlp --keep 0.1 --samples 32 --reconstruct none --out {tmp_path / 'run'}"
+    assert cli.main(command.split()) == 0
+    table = capsys.readouterr().out
+    assert "re-fit" not in table and "distilled" not in table and "drift" in table
+
+
+def test_help_says_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["prune", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "ispasp, ispasp-contribution, cosamp, gfs, obs, l1" in text and "none, symmetric, asymmetric" in text
+    )
+    assert "--recalibrate" in text and "--distil STEPS" in text
 
 
 def test_blocks_and_models(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +144,9 @@ def test_blocks_and_models(capsys: pytest.CaptureFixture[str]) -> None:
         ("prune mnist_mlp --multiple 0", "multiple is 0"),
         ("prune mnist_mlp --selector best", "Unknown selector 'best'; choose one of ispasp"),
         ("prune mnist_mlp --reconstruct magic", "Unknown reconstruct 'magic'"),
+        ("prune mnist_mlp --allocation fair", "Unknown allocation 'fair'"),
+        ("prune mnist_mlp --distil some", "distil is 'some'; give a whole number"),
+        ("prune mnist_mlp --distil -1", "distil is -1"),
         ("prune mnist_mlp --device cuda:9", "cuda:9 is not here"),
         ("prune resnet99", "Unknown model 'resnet99'"),
         ("blocks resnet99", "Unknown model 'resnet99'"),

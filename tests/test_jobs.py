@@ -20,7 +20,7 @@ from ispasp.records import Iteration, Progress
 
 def iteration(t: int, block: str = "a") -> Iteration:
     zeros = torch.zeros(2, dtype=torch.float64)
-    return Iteration(block, t, zeros, zeros, (0, 1), (0,), (0,), (), 1.0, 0.5, False, 0.0)
+    return Iteration(block, t, zeros, zeros, zeros, (0, 1), (0,), (0,), (), 1.0, 0.5, False, 0.0)
 
 
 def count(upto: int, closed: list[str] | None = None, gate: threading.Event | None = None) -> Iterator[Any]:

@@ -45,11 +45,65 @@ def test_what_was_saved_comes_back(result: ispasp.PruneResult, saved: Path) -> N
     for ours, theirs in zip(loaded.trace, result.trace, strict=True):
         assert torch.equal(ours.importance, theirs.importance)
         assert torch.equal(ours.hidden_sum, theirs.hidden_sum)
+        assert torch.equal(ours.score, theirs.score)
     for ours, theirs in zip(loaded.blocks_started, result.blocks_started, strict=True):
         assert ours == theirs
         assert torch.equal(ours.sample, theirs.sample)
     assert (loaded.started, loaded.blocks_pruned) == (result.started, result.blocks_pruned)
     assert (loaded.report, loaded.settings) == (result.report, result.settings)
+
+
+def test_a_plain_run_can_be_read_by_the_first_version(saved: Path) -> None:
+    """It has no field and no array that the first format does not know."""
+    plain = json.loads((saved / "run.json").read_text())
+    assert plain["format"] == 1 and "distilled" not in plain
+    assert not {"target", "error_before", "error_after", "notes"} & set(plain["blocks_pruned"][0])
+    assert not [name for name in load_file(saved / "trace.safetensors") if name.startswith("score")]
+
+
+def test_re_fit_scores_and_distillation_come_back(tmp_path: Path) -> None:
+    from ispasp import zoo
+
+    images = [torch.randn(24, 1, 28, 28)]
+    result = ispasp.prune(
+        zoo.load("mnist_mlp"), images, keep=0.2, selector="ispasp-contribution", reconstruct="symmetric",
+        distil=2, device="cpu", source="zoo:mnist_mlp",
+    )  # fmt: skip
+    path = result.save(tmp_path / "run")
+    assert json.loads((path / "run.json").read_text())["format"] == 2
+    loaded = ispasp.load(path)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images[0]), result.model(images[0]))
+    for ours, theirs in zip(loaded.trace, result.trace, strict=True):
+        assert torch.equal(ours.score, theirs.score) and not torch.equal(ours.score, ours.hidden_sum)
+    (ours,), (theirs,) = loaded.blocks_pruned, result.blocks_pruned
+    assert ours == theirs and ours.target == "symmetric" and ours.error_after is not None
+    assert ours.notes and isinstance(ours.notes, tuple)  # 24 images for 208 unknowns
+    assert loaded.distilled == result.distilled and loaded.distilled is not None
+    assert loaded.report["distil"]["steps"] == loaded.distilled.steps == 2
+    assert loaded.report == json.loads(json.dumps(result.report))
+
+
+def test_a_run_of_the_first_version_loads_as_it_was(saved: Path, result: ispasp.PruneResult) -> None:
+    plain = json.loads((saved / "run.json").read_text())
+    for name in ("recalibrate", "distil"):
+        del plain["settings"][name]
+    del plain["report"]["distil"]
+    for block in plain["report"]["blocks"]:
+        for name in ("target", "error_before", "error_after", "notes"):
+            del block[name]
+    # The first version wrote every field, also those with their default.
+    for block, event in zip(plain["blocks_pruned"], result.blocks_pruned, strict=True):
+        block |= {"relative_residual": event.relative_residual, "drift": event.drift}
+    (saved / "run.json").write_text(json.dumps(plain))
+    loaded = ispasp.load(saved, fresh())
+    assert loaded.trace == result.trace and loaded.blocks_pruned == result.blocks_pruned
+    assert loaded.distilled is None
+    for iteration in loaded.trace:
+        assert torch.equal(iteration.score, iteration.hidden_sum)
+    (saved / "run.json").write_text(json.dumps(plain | {"distilled": {"steps": "many"}}))
+    with pytest.raises(RunError, match="damaged"):
+        ispasp.load(saved, fresh())
 
 
 def test_a_sample_model_needs_no_architecture(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import torch
 import ispasp
 from ispasp import data, runs, zoo
 from ispasp.errors import DeviceError, ModelError, RunError, SettingError
+from ispasp.records import Distilled, Progress
 from ispasp.runs import ExportDone, RunSaved, RunSettings
+from ispasp.settings import PruneSettings
 
 SETTINGS = RunSettings("mnist_mlp", keep=0.2, samples=64, device="cpu")
 
@@ -49,6 +51,57 @@ def test_the_same_settings_give_the_same_sets(saved: Path, tmp_path: Path) -> No
     *_, other = runs.execute(RunSettings("mnist_mlp", keep=0.2, samples=64, seed=1, device="cpu"), tmp_path)
     first, second = (runs.open_run(path).trace[0] for path in (saved, other.path))
     assert not torch.equal(first.hidden_sum, second.hidden_sum)
+
+
+def test_the_defaults_give_a_model_that_still_works(saved: Path) -> None:
+    """The Python API's own default is the paper's: selection alone."""
+    import inspect
+
+    assert (SETTINGS.selector, SETTINGS.reconstruct) == ("ispasp", "asymmetric")
+    assert (SETTINGS.recalibrate, SETTINGS.distil) == (False, 0)
+    assert inspect.signature(ispasp.iterate).parameters["reconstruct"].default == "none"
+    (block,) = runs.open_run(saved).report["blocks"]
+    assert block["target"] == "asymmetric" and block["error_after"] < block["error_before"]
+
+
+def test_run_settings_mirror_those_of_the_pruner() -> None:
+    """A setting that the pruner learns must be one of the app and the command line, too."""
+    ours = {f.name: f.default for f in dataclasses.fields(RunSettings)}
+    theirs = {f.name: f.default for f in dataclasses.fields(PruneSettings)}
+    assert {name: ours[name] for name in theirs} == theirs | {"reconstruct": "asymmetric"}
+
+
+def test_settings_of_a_run_of_the_first_version_are_what_it_did(saved: Path) -> None:
+    record = runs.open_run(saved)
+    newer = ("recalibrate", "distil", "allocation")
+    first = {k: v for k, v in record.settings.items() if k not in newer}
+    as_saved = dataclasses.replace(record, settings=first | {"reconstruct": "none"})
+    assert RunSettings.of(as_saved) == dataclasses.replace(SETTINGS, reconstruct="none")
+    del first["reconstruct"]
+    assert RunSettings.of(dataclasses.replace(record, settings=first)).reconstruct == "none"
+
+
+def test_a_run_can_be_distilled_and_recalibrated(tmp_path: Path) -> None:
+    settings = RunSettings(
+        "mnist_mlp", keep=0.1, samples=32, device="cpu", selector="l2", distil=3, recalibrate=True
+    )
+    events = list(runs.execute(settings, tmp_path))
+    kinds = [type(event) for event in events]
+    assert kinds.index(ispasp.BlockPruned) < kinds.index(Distilled) < kinds.index(ispasp.Finished)
+    doing = [event.doing for event in events if isinstance(event, Progress)]
+    assert "distilling, step 2 of 3" in doing
+    record = runs.open_run(events[-1].path)
+    assert RunSettings.of(record) == settings and record.distilled is not None
+    assert record.report["distil"]["accuracy_before"] is not None
+
+
+def test_a_run_stopped_while_it_is_distilled_leaves_nothing(tmp_path: Path) -> None:
+    events = runs.execute(dataclasses.replace(SETTINGS, distil=50), tmp_path)
+    for event in events:
+        if isinstance(event, Progress) and event.doing == "distilling, step 2 of 50":
+            break
+    events.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
@@ -154,6 +207,14 @@ def test_archive_holds_the_run_and_follows_no_link(saved: Path, tmp_path: Path) 
         ({"keep_by_block": {"fc1": 3}}, SettingError, "keep of block fc1 is 3"),
         ({"selector": "best"}, SettingError, "Unknown selector"),
         ({"samples": 0}, SettingError, "samples is 0"),
+        ({"distil": -1}, SettingError, "distil is -1"),
+        ({"allocation": "fair"}, SettingError, "Unknown allocation 'fair'"),
+        (
+            {"allocation": "macs", "keep_by_block": {"fc1": 0.3}},
+            SettingError,
+            "fc1 has a keep ratio of its own",
+        ),
+        ({"recalibrate": "yes"}, SettingError, "recalibrate is 'yes'"),
     ],
 )
 def test_settings_are_refused_at_once(

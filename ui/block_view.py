@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import streamlit as st
 
-from ispasp import figures
-from ispasp.figures import LOOKS
+from ispasp import figures, narrative
+from ispasp.figures import LOOKS, GroupState
 from ispasp.runs import RunSettings
+from ispasp.vocabulary import Way, panel_names, selector_words
 from ui import components, inspector, session, style
 from ui.view import BlockView, View
-from ui.words import HELP
+from ui.words import HELP, score_help
 
 SCORES_HEIGHT = 330
 MANY_GROUPS = 256
+MANY_ITERATIONS = 8
+_ONCE = (GroupState.KEPT, GroupState.CANDIDATE, GroupState.OUT)
 
 
 def picked(view: View) -> int | None:
@@ -50,19 +53,21 @@ def draw(view: View, settings: RunSettings, live: bool, locked: bool) -> None:
                 )
                 if locked and block is not None and index != view.current:
                     _follow()
-            st.space(_map_height(view.blocks[0]) + SCORES_HEIGHT)
+            st.space(_map_height(view.blocks[0], settings) + SCORES_HEIGHT)
             return
         t = _iteration(block, live, locked and index != view.current)
         _sentence(block, t, settings)
         group = inspector.group_in_view(block, t)
-        _map_and_residual(block, t, group, live)
-        _scores(block, t, group, live)
+        _map_and_residual(block, t, group, settings, live)
+        _scores(block, t, group, settings.selector, live)
     with right:
         inspector.draw(block, t, settings, live)
 
 
-def _map_height(block: BlockView) -> int:
-    return 200 if block.block.groups <= MANY_GROUPS else 380
+def _map_height(block: BlockView, settings: RunSettings) -> int:
+    """The same for all states of a block, known before its first iteration."""
+    one_by_one = selector_words(settings.selector).way in (Way.ADDS, Way.REMOVES)
+    return 380 if one_by_one or block.block.groups > MANY_GROUPS else 200
 
 
 def _follow() -> None:
@@ -89,6 +94,18 @@ def _iteration(block: BlockView, live: bool, elsewhere: bool) -> int:
         if st.session_state.get(key) not in range(1, newest + 1):
             st.session_state[key] = newest
         options = list(range(1, newest + 1))
+        if newest > MANY_ITERATIONS:
+            return int(
+                st.slider(
+                    "Iteration",
+                    1,
+                    newest,
+                    key=key,
+                    label_visibility="collapsed",
+                    width=320,
+                    format="iteration %d",
+                )
+            )
         t = st.segmented_control(
             "Iteration", options, key=key, required=True, label_visibility="collapsed",
             format_func=lambda i: f"{'Iteration ' if i == 1 else ''}{i}",
@@ -99,13 +116,23 @@ def _iteration(block: BlockView, live: bool, elsewhere: bool) -> int:
 def _sentence(block: BlockView, t: int, settings: RunSettings) -> None:
     assert block.started is not None
     previous = block.trace[t - 2] if t > 1 else None
-    words = figures.sentence(block.trace[t - 1], previous, block.started, settings.candidate_factor)
-    with st.container(height=58, border=False, key="sentence"):
-        st.markdown(words)
+    words = figures.sentence(
+        block.trace[t - 1], previous, block.started, settings.candidate_factor, settings.selector
+    )
+    refit = narrative.refit_sentence(block.pruned)
+    with st.container(height=58 if settings.reconstruct == "none" else 84, border=False, key="sentence"):
+        st.markdown(f"{words}  \n{refit}" if refit else words)
+    for note in block.pruned.notes if block.pruned else ():
+        st.warning(note)
 
 
-def _map_and_residual(block: BlockView, t: int, group: int | None, live: bool) -> None:
+def _map_and_residual(block: BlockView, t: int, group: int | None, settings: RunSettings, live: bool) -> None:
     assert block.started is not None
+    way = selector_words(settings.selector).way
+    once = way is Way.RANKS or (way is Way.COMPARES and block.started.one_iteration_decides)
+    entries = figures.legend(settings.selector, t)
+    if once:  # nothing was there to be added to or dropped from
+        entries = {state: entry for state, entry in entries.items() if state in _ONCE}
     map_column, residual_column = st.columns([1.9, 1], gap="medium")
     with map_column:
         dark = style.dark()
@@ -113,19 +140,23 @@ def _map_and_residual(block: BlockView, t: int, group: int | None, live: bool) -
         st.html(
             "<div style='font-size:0.85rem;display:flex;flex-wrap:wrap;gap:0 0.9rem'>"
             + "".join(
-                f"<span title='{look.meaning}'><span aria-hidden='true' style='color:{look.colour(dark)}'>"
-                f"{look.mark}</span> {look.title(t)}</span>"
-                for look in LOOKS.values()
+                f"<span title='{entry.meaning}'><span aria-hidden='true' "
+                f"style='color:{LOOKS[state].colour(dark)}'>{LOOKS[state].mark}</span> {entry.title}</span>"
+                for state, entry in entries.items()
             )
             + "</div>"
         )
-        info = figures.map_info(block.started, block.trace)
-        bands = 1 if block.started.one_iteration_decides else 4
-        height = _map_height(block)
-        components.group_map("map", info, t, group, height, bands, lambda: inspector.pick_in_map(block))
+        info = figures.map_info(block.started, block.trace, settings.selector)
+        height = _map_height(block, settings)
+        components.group_map(
+            "map", info, settings.selector, t, group, height, 1 if once else 4,
+            lambda: inspector.pick_in_map(block),
+        )  # fmt: skip
     with residual_column:
-        st.markdown("**Relative residual**", help=HELP["residual"])
-        residual = figures.residual_info(block.trace)
+        residual = figures.residual_info(block.trace, None if live else block.pruned)
+        title = "Relative residual" if residual.refit is None else "Relative residual, and the re-fit"
+        more = "" if residual.refit is None else f" {HELP['refit']}"
+        st.markdown(f"**{title}**", help=HELP["residual"] + more)
         if live:
             components.live_residual("residual", residual, height + 30)
         else:
@@ -133,20 +164,27 @@ def _map_and_residual(block: BlockView, t: int, group: int | None, live: bool) -
                 figures.residual_figure(residual, style.dark(), height + 30),
                 key=f"residual_plot_{block.block.name}_{len(block.trace)}",
                 config={"displayModeBar": False},
-                alt="Relative residual per iteration",
+                alt="Relative residual per iteration, and the error before and after the re-fit",
             )
 
 
-def _scores(block: BlockView, t: int, group: int | None, live: bool) -> None:
+def _scores(block: BlockView, t: int, group: int | None, selector: str, live: bool) -> None:
     assert block.started is not None
     iteration = block.trace[t - 1]
+    words = selector_words(selector)
+    panels = panel_names(iteration, words)
+    title = " and ".join(panels)
+    title = f"{title[0].upper()}{title[1:]} at iteration {t}"
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"**Importance and hidden sum at iteration {t}**", help=HELP["scores"], width="content")
+        st.markdown(f"**{title}**", help=score_help(words, len(panels)), width="content")
+        orders = {"number": "by number", "importance": "by importance", "score": f"by {words.score}"}
+        if len(panels) == 1:
+            del orders["importance"]
         order = None if live else st.segmented_control(
-            "Order", ["number", "importance", "hidden sum"], default="number", required=True, key="look_order",
-            format_func=lambda o: f"by {o}", label_visibility="collapsed",
+            "Order", list(orders), default="number", required=True, key=f"look_order_{len(panels)}",
+            format_func=orders.__getitem__, label_visibility="collapsed",
         )  # fmt: skip
-    info = figures.score_info(block.started, iteration, order or "number")
+    info = figures.score_info(block.started, iteration, order or "number", selector)
     if live:
         components.live_scores("scores", info, SCORES_HEIGHT)
         return
@@ -158,5 +196,5 @@ def _scores(block: BlockView, t: int, group: int | None, live: bool) -> None:
         on_select=lambda: inspector.pick_in_plot(block, key),
         selection_mode="points",
         config={"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-        alt=f"Importance and hidden sum of every {block.block.kind} at iteration {t}",
+        alt=f"{title}, of every {block.block.kind}",
     )

@@ -60,11 +60,14 @@ function mapShape(data, width) {
   let columns = data.groups;
   if (cell < 20) {
     const fit = () => Math.max(8, Math.floor(room / cell / 8) * 8); // whole eights are easier to count
-    for (cell = 30; cell > 7; cell -= 1) {
+    for (cell = 30; cell > 9; cell -= 1) {
       columns = fit();
       if (bands * (Math.ceil(data.groups / columns) * cell + 8) <= data.height) break;
     }
     columns = fit(); // the loop may have ended without a break, with smaller cells than it last tried
+  } else {
+    // Many iterations of few groups: smaller cells, so that more of them can be seen at once.
+    cell = Math.max(Math.min(cell, 16), Math.min(cell, Math.floor(data.height / bands) - 4));
   }
   const rows = Math.ceil(data.groups / columns);
   const band = rows * cell + (rows > 1 ? 8 : 4);
@@ -116,8 +119,9 @@ function drawLine(canvas, data, width, style) {
     pen.fill();
     pen.fillStyle = style.text;
     pen.font = `12px ${style.font}`;
-    if (values.length < 9) pen.fillText(v >= 0.0995 ? v.toFixed(3) : v.toPrecision(3), x(i), y(v) - 12);
-    pen.fillText(`${data.iterations[i]}`, x(i), height - 22);
+    if (values.length < 9 || i === 0 || i === values.length - 1) pen.fillText(v >= 0.0995 ? v.toFixed(3) : v.toPrecision(3), x(i), y(v) - 12);
+    const t = data.iterations[i];
+    if (values.length < 13 || t === 1 || t % 5 === 0) pen.fillText(`${t}`, x(i), height - 22);
   });
   pen.fillText("iteration", width / 2, height - 5);
 }
@@ -126,12 +130,12 @@ function drawBars(canvas, data, width, style) {
   const height = data.height;
   const pen = prepare(canvas, width, height);
   const states = bytes(data.states);
-  const half = height / 2;
-  ["importance", "hidden sum"].forEach((title, panel) => {
-    const values = floats(panel ? data.hidden_sum : data.importance);
+  const part = height / data.panels.length;
+  data.panels.forEach(({ title, values: encoded }, panel) => {
+    const values = floats(encoded);
     const low = Math.min(0, ...values);
     const high = Math.max(0, ...values);
-    const [top, bottom] = [panel * half + 26, panel * half + half - 8];
+    const [top, bottom] = [panel * part + 26, panel * part + part - 8];
     const y = (v) => bottom - ((v - low) / (high - low || 1)) * (bottom - top);
     const step = (width - 8) / values.length;
     pen.font = `13px ${style.font}`;

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from ispasp.figures import LOOKS, GroupState, MapInfo, ResidualInfo, ScoreInfo
+from ispasp.figures import LOOKS, GroupState, MapInfo, ResidualInfo, ScoreInfo, legend
 from ui import style
 from ui.view import View
 
@@ -79,10 +79,14 @@ def _canvas(
     height: int,
     label: str,
     on_pick: Callable[[], None] = lambda: None,
+    titles: Mapping[GroupState, str] | None = None,
     **data: Any,
 ) -> Any:
     dark = style.dark()
-    looks = {int(state): {"label": look.label, "colour": look.colour(dark)} for state, look in LOOKS.items()}
+    looks = {
+        int(state): {"label": (titles or {}).get(state, look.label), "colour": look.colour(dark)}
+        for state, look in LOOKS.items()
+    }
     return _canvas_component()(
         key=key,
         data={"kind": kind, "height": height, "label": label, "looks": looks, **data},
@@ -94,6 +98,7 @@ def _canvas(
 def group_map(
     key: str,
     info: MapInfo,
+    selector: str,
     t: int,
     group: int | None,
     height: int,
@@ -104,11 +109,13 @@ def group_map(
     ``st.session_state[key].pick``.
 
     Args:
+        selector: how the groups were chosen, which decides what the marks are called.
         bands: iterations to make room for.
     """
+    entries = legend(selector, info.iterations[-1] if info.iterations else 1)
     counts = ", ".join(
-        f"{int((info.states[-1] == state).sum())} {look.title(info.iterations[-1])}"
-        for state, look in LOOKS.items()
+        f"{int((info.states[-1] == state).sum())} {entry.title}"
+        for state, entry in entries.items()
         if len(info.states)
     )
     _canvas(
@@ -123,6 +130,7 @@ def group_map(
         unit=info.kind,
         t=t,
         group=group,
+        titles={state: entry.title for state, entry in legend(selector, 2).items()},
         first=LOOKS[GroupState.ADDED].title(1),
         on_pick=on_pick,
     )
@@ -142,14 +150,16 @@ def live_residual(key: str, info: ResidualInfo, height: int) -> None:
 
 
 def live_scores(key: str, info: ScoreInfo, height: int) -> None:
-    """Importance and hidden sum while they change."""
+    """What decides, while it changes."""
     _canvas(
         key,
         "bars",
         height,
-        f"importance and hidden sum of {len(info.order)} {info.kind}s at iteration {info.t}",
-        importance=_text(info.importance, "<f4"),
-        hidden_sum=_text(info.hidden_sum, "<f4"),
+        f"{' and '.join(info.titles)} of {len(info.order)} {info.kind}s at iteration {info.t}",
+        panels=[
+            {"title": title, "values": _text(values, "<f4")}
+            for title, values in zip(info.titles, info.values, strict=True)
+        ],
         states=_text(info.states, "uint8"),
     )
 
@@ -158,7 +168,8 @@ def strip(view: View, picked: int | None, on_pick: Callable[[], None], stale: bo
     """The network as a strip; a click on a block calls ``on_pick``, the name is in ``st.session_state.strip``.
 
     Args:
-        stale: the settings cannot be used, so this is what they last amounted to; drawn in grey.
+        stale: drawn in grey, as a run would give something else: the settings cannot be used and this is what
+            they last amounted to, or the counts are yet to be shared out.
     """
     _strip_component()(
         key="strip",

@@ -109,6 +109,14 @@ def where(view: View) -> str:
     return f"block {view.current + 1} of {len(view.blocks)} ({block.block.name}){iteration}"
 
 
+def _doing(snapshot: Snapshot, view: View) -> str:
+    """What a running job does, as a person would say it."""
+    place = where(view)
+    if view.chosen or not place:
+        return snapshot.doing or "starting"
+    return f"{place}, re-fitting" if snapshot.doing.startswith("re-fitting") else place
+
+
 def _stands(snapshot: Snapshot, view: View) -> str:
     """Where a job stands still: ``" at block 4 of 9 …"``, or ``" while measuring accuracy"``."""
     place = where(view)
@@ -117,14 +125,16 @@ def _stands(snapshot: Snapshot, view: View) -> str:
     return f" at {place}"
 
 
-def status(snapshot: Snapshot | None, view: View, opened: str = "", problems: Sequence[str] = ()) -> None:
+def status(
+    snapshot: Snapshot | None, view: View, opened: str = "", problems: Sequence[str] = (), steps: int = 0
+) -> None:
     """One line and one bar of always the same height: where the work is and what can be done now.
 
     Args:
         opened: what to say about a run opened from disk, where there is no job.
+        steps: of distillation that a run with these settings would make.
         problems: why the settings cannot be run.
     """
-    place = where(view)
     if problems and (snapshot is None or snapshot.state.ended):
         with st.container(height=52, border=False, key="status"):
             st.error(" ".join(problems))
@@ -133,9 +143,13 @@ def status(snapshot: Snapshot | None, view: View, opened: str = "", problems: Se
     match snapshot.state if snapshot else None:
         case None:
             done = 1.0 if opened else 0.0
+            picture = (
+                f"then distils for {steps:,} steps, which may take minutes"
+                if steps
+                else "shows the whole picture in seconds"
+            )
             text = opened or (
-                "**Ready.** Run prunes every block and shows the whole picture in seconds; "
-                "Step goes one iteration at a time."
+                f"**Ready.** Run prunes every block and {picture}; Step goes one iteration at a time."
             )
         case State.QUEUED:
             assert snapshot is not None
@@ -153,11 +167,12 @@ def status(snapshot: Snapshot | None, view: View, opened: str = "", problems: Se
                 if snapshot.seconds_left is not None
                 else ""
             )
-            doing = snapshot.doing if view.chosen else place or snapshot.doing or "starting"
+            doing = _doing(snapshot, view)
             text = f"**{'Ending this step' if snapshot.stopping else 'Running'}:** {doing}{left}"
         case State.PAUSED:
             assert snapshot is not None
-            over = f"; all {len(view.blocks)} blocks are chosen. Run" if view.chosen else ". Step or Run"
+            blocks = "; every block is pruned" if view.chosen else ""
+            over = f"{blocks}. {'Run' if view.chosen else 'Step or Run'}"
             text = f"**Paused**{_stands(snapshot, view)}{over} goes on."
         case State.CANCELLED:
             assert snapshot is not None

@@ -7,8 +7,8 @@ from typing import Any
 import streamlit as st
 
 from ispasp import zoo
-from ispasp.narrative import group_story, ordinal
 from ispasp.runs import RunSettings
+from ispasp.stories import group_story
 from ui import library
 from ui.view import BlockView
 from ui.words import HELP
@@ -19,10 +19,11 @@ def _key(block: BlockView) -> str:
 
 
 def group_in_view(block: BlockView, t: int) -> int:
-    """The group the person picked in this block; at first the kept one with the largest hidden sum."""
+    """The group the person picked in this block; at first the kept one with the largest score."""
     group = st.session_state.get(_key(block))
     if group is None or not 0 <= group < block.block.groups:
-        group = int(block.trace[t - 1].hidden_sum.argmax())
+        iteration = block.trace[t - 1]
+        group = max(iteration.selected, key=lambda kept: float(iteration.score[kept]))
         st.session_state[_key(block)] = group
     return group
 
@@ -62,13 +63,10 @@ def draw(block: BlockView, t: int, settings: RunSettings, live: bool) -> None:
             key=_key(block),
         )
     )
-    story = group_story(group, block.trace, t, block.started)
+    story = group_story(group, block.trace, t, block.started, settings.selector)
     st.badge(story.headline, color="blue" if story.kept else "orange")
     st.markdown(story.reason)
-    st.caption(
-        f"Importance {ordinal(story.importance_rank)}, hidden sum {ordinal(story.hidden_rank)} "
-        f"of {block.block.groups:,} {kind}s."
-    )
+    st.caption(story.ranks)
     card = zoo.card(settings.model)
     answers = library.responses(block.started, group)
     photos = library.photos(card.dataset, settings.samples, settings.seed, len(answers))
@@ -78,7 +76,7 @@ def draw(block: BlockView, t: int, settings: RunSettings, live: bool) -> None:
         if kind == "channel"
         else "The neuron's activation for each image.",
     )
-    for column, photo, answer in zip(st.columns(len(answers), gap="small"), photos, answers, strict=True):
+    for column, photo, answer in zip(st.columns(4, gap="small"), photos, answers, strict=False):
         with column:
             st.image(photo, width="stretch", alt="calibration image")
             if isinstance(answer, float):

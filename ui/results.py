@@ -66,7 +66,7 @@ def draw(view: View, settings: RunSettings, exported: dict[str, Any] | None) -> 
             "File size": st.column_config.TextColumn(help=HELP["onnx"]),
         },
     )
-    for remark in narrative.remarks(view.report, settings.keep, settings.keep_by_block):
+    for remark in narrative.remarks(view.report, settings.keep, settings.keep_by_block, settings.allocation):
         st.warning(remark)
     left, right = st.columns([1, 1.5], gap="medium")
     with left:
@@ -78,13 +78,20 @@ def draw(view: View, settings: RunSettings, exported: dict[str, Any] | None) -> 
             alt="Parameters and MACs of the pruned model in per cent of the dense one",
         )
     with right:
-        st.markdown("**Residual of every block, and drift from the dense network**", help=HELP["drift"])
         done = [b.pruned for b in view.blocks if b.pruned]
+        if any(block.target != "none" for block in done):
+            title, help = (
+                "Error of every block before and after the re-fit",
+                f"{HELP['refit']} Drift: {HELP['drift']}",
+            )
+        else:
+            title, help = "Residual of every block, and drift from the dense network", HELP["drift"]
+        st.markdown(f"**{title}**", help=help)
         st.plotly_chart(
             figures.blocks_figure(done, style.dark()),
             key="blocks_plot",
             config={"displayModeBar": False},
-            alt="Residual and drift of every block",
+            alt=f"{title}; drift",
         )
     with st.expander("Every block in figures"):
         st.dataframe(
@@ -98,22 +105,35 @@ _COLUMNS = {
         "Keep effective", format="%.3g", min_value=0, max_value=1, help="After rounding to the multiple."
     ),
     "residual": st.column_config.NumberColumn("Residual", format="%.3g", help=HELP["residual"]),
+    "target": st.column_config.TextColumn("Re-fit", help=HELP["refit"]),
+    "before": st.column_config.NumberColumn("Error before", format="%.3g", help=HELP["refit"]),
+    "after": st.column_config.NumberColumn("Error after", format="%.3g", help=HELP["refit"]),
     "drift": st.column_config.NumberColumn("Drift", format="%.3g", help=HELP["drift"]),
 }
 
 
 def _table(view: View, settings: RunSettings) -> pd.DataFrame:
     assert view.report is not None
+    refitted = any(b.get("target", "none") != "none" for b in view.report["blocks"])
     return pd.DataFrame(
         [
             {
                 "Block": b["name"],
                 "Groups": b["groups"],
                 "Kept": b["kept"],
-                "asked": settings.keep_by_block.get(b["name"], settings.keep),
+                **(
+                    {"asked": settings.keep_by_block.get(b["name"], settings.keep)}
+                    if settings.allocation == "uniform"
+                    else {}
+                ),
                 "kept fraction": b["kept"] / b["groups"],
                 "Iterations": b["iterations"],
                 "residual": b["relative_residual"],
+                **(
+                    {"target": b["target"], "before": b["error_before"], "after": b["error_after"]}
+                    if refitted
+                    else {}
+                ),
                 "drift": b["drift"],
             }
             for b in view.report["blocks"]

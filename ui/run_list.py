@@ -19,7 +19,7 @@ from ui.words import HELP, unusual_words
 
 EXPLORE = Path(__file__).resolve().parent.parent / "pages" / "explore.py"
 PAGE = 15
-_WIDTHS = [1.9, 0.6, 1.9, 1.7, 0.9, 1.2, 1.5, 0.7, 0.9]
+_WIDTHS = [1.6, 0.5, 2.6, 1.6, 0.9, 1.1, 1.5, 0.6, 0.8]
 _USUAL = asdict(RunSettings(library.FIRST_MODEL))
 
 

@@ -12,17 +12,20 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator as Place
 from streamlit.errors import StreamlitAPIException
 
-from ispasp import selectors, zoo
+from ispasp import zoo
 from ispasp.errors import ISpaSPError, listing
 from ispasp.runs import RunSettings
-from ispasp.settings import RECONSTRUCTIONS
-from ui import library, session
-from ui.words import DATASETS, HELP, SELECTORS
-from ui.words import RECONSTRUCTIONS as RECONSTRUCTION_TITLES
+from ispasp.settings import ALLOCATIONS
+from ispasp.vocabulary import SHARES
+from ui import library, method, session
+from ui.words import DATASETS, HELP
 
 KEEP = "above 0 and up to 1, such as 0.5"
 _DEFAULT = RunSettings(library.FIRST_MODEL)
-_PLAIN = ("selector", "reconstruct", "candidate_factor", "iterations", "multiple", "seed", "device")
+_PLAIN = (
+    "selector", "reconstruct", "distil", "allocation", "recalibrate", "candidate_factor", "iterations", "multiple",
+    "seed", "device",
+)  # fmt: skip
 
 
 @dataclass
@@ -142,22 +145,13 @@ def panel(locked: bool) -> Draft:
         None if st.session_state.pop("panel_set", False) else "query-params"
     )
     with st.container(border=True, key="settings"):
-        model, data, slider, exact, blocks = st.columns([2.8, 2.1, 2.8, 1.6, 1.4], vertical_alignment="top")
+        model, slider, exact, blocks = st.columns([2.6, 3.4, 1.6, 1.4], vertical_alignment="top")
         with model:
             name = st.selectbox(
                 "Model", sorted(zoo.names(), key=lambda name: name != library.FIRST_MODEL), key="model",
                 help=HELP["model"], disabled=locked, bind=bind, on_change=_other_model,
             )  # fmt: skip
         card = zoo.card(name)
-        most = library.image_count(card.dataset)
-        with data:
-            st.selectbox(
-                "Data",
-                [card.dataset],
-                format_func=lambda d: f"{DATASETS.get(d, d)}, {most} images",
-                help=HELP["data"],
-                disabled=locked,
-            )
         # Both widgets show one number; whichever is touched tells the other. The field is the exact one, and
         # drawn first: it takes its value from the address. It takes text, because a number field would throw
         # away what it cannot read without a word.
@@ -183,12 +177,15 @@ def panel(locked: bool) -> Draft:
         problems += [problem] if problem else []
         if wrong := _wrong(by_block):
             problems.append(f"Keep ratio of a block: {wrong}; give a number {KEEP}, or clear the cell.")
-        rest = _paper_settings(name, most, locked, problems)
+        chosen = method.draw(locked)
+        rest = _finer(name, card.dataset, locked, problems)
     _end(name)
     draft = Draft(name, problems=problems, table=table, locked=locked)
     if not problems:
         try:
-            draft.settings = RunSettings(model=name, keep=keep or 0.0, keep_by_block=by_block, **rest)
+            draft.settings = RunSettings(
+                model=name, keep=keep or 0.0, keep_by_block=by_block, **chosen, **rest
+            )
             st.session_state[f"last_{name}"] = draft.settings
         except ISpaSPError as error:
             problems.append(str(error))
@@ -248,47 +245,72 @@ def block_table(draft: Draft) -> None:
         st.rerun()
 
 
-def _paper_settings(model: str, most: int, locked: bool, problems: list[str]) -> dict[str, Any]:
-    """The second row."""
-    kept = st.session_state.panel_values
-    st.session_state.setdefault("samples", kept["samples"] if kept.get("samples_of") == model else most)
-    columns = st.columns([1.5, 1.2, 1.2, 1, 1, 1, 1, 1.9])
-    with columns[0]:
-        selector = st.selectbox(
-            "Selector", selectors.names(), format_func=lambda n: SELECTORS.get(n, n), key="selector",
-            help=HELP["selector"], disabled=locked,
-        )  # fmt: skip
-    with columns[1]:
-        reconstruct = st.selectbox(
-            "Re-fit", RECONSTRUCTIONS, format_func=lambda n: RECONSTRUCTION_TITLES.get(n, n), key="reconstruct",
-            help=HELP["reconstruct"], disabled=locked,
-        )  # fmt: skip
-    with columns[2]:
-        factor: float | None = st.number_input(
-            "Candidates ×", value=None, step=0.5, format="%.3g", key="candidate_factor",
-            help=HELP["candidate_factor"], disabled=locked,
-        )  # fmt: skip
-        _check(problems, "candidates", factor, 1, None)
-    whole: dict[str, float | None] = {}
-    fields = (
-        ("iterations", "Iterations", 1, None),
-        ("multiple", "Multiple of", 1, None),
-        ("samples", "Samples", 1, most),
-        ("seed", "Seed", 0, None),
-    )
-    for column, (key, label, low, high) in zip(columns[3:7], fields, strict=True):
-        with column:
-            whole[key] = st.number_input(label, value=None, step=1, key=key, help=HELP[key], disabled=locked)
-            _check(problems, label.lower(), whole[key], low, high)
-    with columns[7]:
-        found = library.devices()
-        device = st.selectbox(
-            "Device", list(found), format_func=lambda n: found[n], key="device", help=HELP["device"],
-            disabled=locked,
-        )  # fmt: skip
+def _finer(model: str, dataset: str, locked: bool, problems: list[str]) -> dict[str, Any]:
+    """What a newcomer may leave alone: folded away, with its values in the line that unfolds it."""
+    most = library.image_count(dataset)
+    state, kept = st.session_state, st.session_state.panel_values
+    state.setdefault("samples", kept["samples"] if kept.get("samples_of") == model else most)
+    with st.expander(_in_short(), key="finer", type="compact"):
+        columns = st.columns([2.1, 1.35, 1.25, 1.25, 1.25, 1, 2])
+        with columns[0]:
+            st.selectbox(
+                "Data", [dataset], format_func=lambda d: f"{DATASETS.get(d, d)}, {most} images", help=HELP["data"],
+                disabled=locked,
+            )  # fmt: skip
+        with columns[1]:
+            factor: float | None = st.number_input(
+                "Candidates ×", value=None, step=0.5, format="%.3g", key="candidate_factor",
+                help=HELP["candidate_factor"], disabled=locked,
+            )  # fmt: skip
+            _check(problems, "candidates", factor, 1, None)
+        whole: dict[str, float | None] = {}
+        fields = (
+            ("iterations", "Iterations", 1, None),
+            ("multiple", "Multiple of", 1, None),
+            ("samples", "Samples", 1, most),
+            ("seed", "Seed", 0, None),
+        )
+        for column, (key, label, low, high) in zip(columns[2:6], fields, strict=True):
+            with column:
+                whole[key] = st.number_input(
+                    label, value=None, step=1, key=key, help=HELP[key], disabled=locked
+                )
+                _check(problems, label.lower(), whole[key], low, high)
+        with columns[6]:
+            found = library.devices()
+            device = st.selectbox(
+                "Device", list(found), format_func=lambda n: found[n], key="device", help=HELP["device"],
+                disabled=locked,
+            )  # fmt: skip
+        share_place, toggle_place = st.columns([1, 2.1], vertical_alignment="bottom")
+        with share_place:
+            allocation = st.selectbox(
+                "Keep ratio, shared out", ALLOCATIONS, format_func=lambda name: SHARES.get(name, name),
+                key="allocation", help=HELP["allocation"], disabled=locked,
+            )  # fmt: skip
+        with toggle_place, st.container(key="recalibrate_line"):
+            recalibrate = st.toggle(
+                "Recalibrate batch norms", key="recalibrate", help=HELP["recalibrate"], disabled=locked
+            )
     return {
-        "selector": selector, "reconstruct": reconstruct, "candidate_factor": factor, "device": device, **whole,
+        "candidate_factor": factor, "device": device, "allocation": allocation, "recalibrate": recalibrate, **whole,
     }  # fmt: skip
+
+
+def _in_short() -> str:
+    """``"Finer settings: candidates × 2, 20 iterations, …"``, from what the fields will show."""
+    state = st.session_state
+
+    def number(key: str) -> str:
+        return "–" if state[key] is None else f"{state[key]:g}"
+
+    parts = [
+        f"candidates × {number('candidate_factor')}", f"{number('iterations')} iterations",
+        f"multiple of {number('multiple')}", f"{number('samples')} samples", f"seed {number('seed')}",
+        *([f"shared out {SHARES.get(state.allocation, '')}"] if state.allocation != "uniform" else []),
+        *(["batch norms recalibrated"] if state.recalibrate else []),
+    ]  # fmt: skip
+    return f"**Finer settings:** {', '.join(parts)}"
 
 
 def _check(problems: list[str], what: str, number: float | None, low: int, high: int | None) -> None:

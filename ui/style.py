@@ -10,6 +10,10 @@ h1 { font-size: 1.7rem !important; padding: 0 0 0.5rem !important; }
 h3 { font-size: 1.2rem !important; }
 [data-testid="stMetric"] { padding: 0 !important; }
 [data-testid="stMetric"] > div { padding: 0.55rem 0.9rem !important; }
+.st-key-title [data-testid="stCaptionContainer"] { padding-bottom: 0.35rem; }
+/* A line about a choice belongs to the choice above it; two lines of room, so that nothing jumps. */
+.st-key-selector_line, .st-key-refit_line, .st-key-distil_line { margin-top: -0.6rem; min-height: 2.6rem; }
+.st-key-recalibrate_line { padding-bottom: 0.5rem; }
 .st-key-plan { min-height: 82px; }
 .st-key-status [data-testid="stAlertContainer"] { padding: 0.55rem 0.9rem; min-height: 0; }
 /* Small print and marked choices keep a contrast of 4.5 to 1 in both themes. */
@@ -17,6 +21,7 @@ h3 { font-size: 1.2rem !important; }
 button:not(:disabled) kbd { opacity: 1 !important; color: inherit !important; }
 [data-testid="stSliderThumbValue"] p, [data-testid="stButtonGroup"] [aria-checked="true"] p,
   [data-testid="stButtonGroup"] [data-testid$="Active"] p { color: %(marked)s !important; }
+.st-key-finer summary { opacity: 0.85 !important; } /* folded, Streamlit fades it below that contrast */
 [data-testid="stWidgetLabel"] p { color: %(text)s; } /* of locked settings, too: they are still read */
 </style>
 """

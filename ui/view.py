@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ispasp.records import Block, BlockPruned, BlockStarted, Finished, Iteration, Started
+from ispasp.records import Block, BlockPruned, BlockStarted, Distilled, Finished, Iteration, Started
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class BlockView:
 
 @dataclass(frozen=True)
 class View:
-    """The blocks in network order, and the report once there is one."""
+    """The blocks in network order; how the distillation went, and the report, once there is one."""
 
     blocks: tuple[BlockView, ...] = ()
     report: dict[str, Any] | None = None
+    distilled: Distilled | None = None
 
     @property
     def current(self) -> int | None:
@@ -62,7 +63,7 @@ def from_plan(blocks: Sequence[Block], keep_groups: Sequence[int]) -> View:
 def from_events(events: Iterable[Any]) -> View:
     """What the events so far amount to; an empty view before ``Started``."""
     blocks: list[BlockView] = []
-    report = None
+    report = distilled = None
     for event in events:
         match event:
             case Started():
@@ -74,12 +75,14 @@ def from_events(events: Iterable[Any]) -> View:
                 blocks[index] = replace(blocks[index], trace=(*blocks[index].trace, event))
             case BlockPruned():
                 blocks[event.index] = replace(blocks[event.index], pruned=event)
+            case Distilled():
+                distilled = event
             case Finished():
                 report = event.result.report
-    return View(tuple(blocks), report)
+    return View(tuple(blocks), report, distilled)
 
 
 def from_saved(saved: Any) -> View:
-    """A run opened from disk (``ispasp.runs.SavedRun``)."""
+    """A run opened from disk (``ispasp.result.RunRecord``)."""
     view = from_events([saved.started, *saved.blocks_started, *saved.trace, *saved.blocks_pruned])
-    return replace(view, report=saved.report)
+    return replace(view, report=saved.report, distilled=saved.distilled)

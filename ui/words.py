@@ -3,28 +3,38 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ispasp.vocabulary import SelectorWords, Way
+
 HELP = {
     "model": "The trained network to prune. Its weights come with the app; nothing is downloaded.",
     "data": "Calibration images: the groups are chosen by what they do to these. They come with the app, "
-    "labels are not used. Accuracy is measured on 1,000 other images.",
+    "only the selector called Taylor looks at their labels. Accuracy is measured on 1,000 other images.",
     "keep": "The kept fraction of every block's groups (channels or neurons), above 0 and up to 1. "
     "0.5 keeps half of them.",
     "blocks": "A block is a layer whose outputs can be removed (the producer) and the layer that reads them "
     "(the consumer). Give single blocks a keep ratio of their own; empty means the common one.",
-    "selector": "How groups are chosen. i-SpaSP is the paper's Algorithm 1: candidates by importance, then the "
-    "largest hidden sums of these, repeated until nothing changes.",
-    "reconstruct": "What happens to the consumer's weights after the choice. 'none' leaves them as they are, "
-    "as in the paper.",
+    "selector": "How the groups that stay are chosen, block by block. i-SpaSP is the paper's Algorithm 1; the others "
+    "are there to compare it with.",
+    "reconstruct": "What happens to the weights of the layer that reads the kept groups (the consumer): a re-fit "
+    "finds, in closed form, the ones that come closest to the output wanted. No label, no gradient step.",
+    "distil": "Afterwards, train the pruned network towards the dense one on the calibration images, without labels. "
+    "It has progress and can be stopped; what it gives is never worse on these images than what it was given.",
+    "recalibrate": "Measure the running statistics of the batch norms behind a pruned layer anew, on the pruned "
+    "network.",
+    "allocation": "What the keep ratio means for single blocks. By sensitivity, the run first measures how much the "
+    "network's answer moves when one block alone is pruned, then keeps more where that is much and less elsewhere, "
+    "for no more MACs or parameters in all than the same ratio everywhere would cost.",
     "candidate_factor": "c in Algorithm 1: c times as many groups as will be kept are compared in each iteration. "
-    "The paper uses 2.",
+    "The paper uses 2. i-SpaSP and CoSaMP use it.",
     "iterations": "T in Algorithm 1: the most iterations per block. It stops earlier, with the same result, "
-    "once the selected set repeats. The paper uses 20.",
+    "once the selected set repeats. The paper uses 20. i-SpaSP and CoSaMP use it.",
     "multiple": "Kept groups are rounded to a multiple of this. Fast kernels like multiples of 8; "
     "1 gives the paper's exact counts.",
     "samples": "How many calibration images are used. More give steadier choices and take longer.",
-    "seed": "Decides which calibration images are drawn. The same seed gives the same run.",
+    "seed": "Decides which calibration images are drawn, and whatever else is random. "
+    "The same seed gives the same run.",
     "device": "Where the work runs. 'auto' takes CUDA, then Apple's MPS, then the CPU.",
-    "step": "Go on by one iteration of Algorithm 1, then stand still.",
+    "step": "Go on by one iteration of the selector, then stand still.",
     "run": "Prune every block to the end. Ctrl+Enter does the same.",
     "pause": "Stand still after the event under way. Step and Run go on from there.",
     "stop": "End this job within one iteration. Nothing is saved.",
@@ -42,9 +52,10 @@ HELP = {
     "map": "One square per group and one band per iteration. Click a square to look into that group.",
     "residual": "How far the block's output is from what it was with all groups, on the calibration images: "
     "squared error over squared size. 0 is no change, 1 as if the block were gone.",
-    "scores": "Importance: how much a group would reduce the residual's squared size if added; it makes the "
-    "candidates. Hidden sum: the sum of a group's activations; it decides among the candidates. "
-    "Dotted lines: the smallest value that was enough.",
+    "refit": "The error is that of the block's output against what the re-fit aims at, on the calibration images: "
+    "squared error over squared size. Symmetric aims at what the dense layer makes of the pruned network's values, "
+    "asymmetric at what it gives in the dense network, so that its error before the re-fit also holds what earlier "
+    "blocks lost.",
     "drift": "Error of the block's output against the dense network: this block's own and that of every block "
     "before it.",
     "group": "A group is one unit that can be removed: a channel of a convolution, a neuron of a linear layer.",
@@ -54,8 +65,6 @@ HELP = {
     "95 % of the batches were at least as fast as the second figure.",
 }
 
-SELECTORS = {"ispasp": "i-SpaSP"}
-RECONSTRUCTIONS = {"none": "none"}
 DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST digits"}
 
 SETTINGS = {
@@ -67,13 +76,32 @@ SETTINGS = {
     "candidate_factor": "candidates ×",
     "iterations": "iterations",
     "multiple": "multiple",
+    "allocation": "allocation",
+    "recalibrate": "recalibration",
+    "distil": "distillation steps",
     "samples": "samples",
     "seed": "seed",
     "device": "device",
 }
 
 
+def score_help(words: SelectorWords, panels: int) -> str:
+    """What the bars under the map show, for this selector."""
+    score = words.score[0].upper() + words.score[1:]
+    if words.way in (Way.ADDS, Way.REMOVES):
+        return f"{score}: {words.score_means}."
+    line = "Dotted line: the smallest value that was enough."
+    if panels == 1:
+        return f"{score}: {words.score_means}. It decides which groups stay. {line}"
+    return (
+        f"Importance: {words.importance_means}; it makes the candidates. {score}: {words.score_means}; "
+        f"it decides among the candidates. {line}"
+    )
+
+
 def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {keep:g}" for name, keep in value.items()) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

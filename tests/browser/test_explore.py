@@ -222,6 +222,41 @@ def test_a_block_may_have_a_keep_ratio_of_its_own(visit: Visit, shoot: Shoot) ->
     assert button(page, "Run").is_disabled()
 
 
+def choose(page: Any, label: str, option: str) -> None:
+    page.get_by_role("combobox", name=re.compile(label)).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_a_greedy_selection_that_is_distilled(visit: Visit, shoot: Shoot, check_access: Check) -> None:
+    page = visit("/?model=mnist_mlp&keep=0.1", height=1400)
+    wait_for(page, page, "1. Press Run")
+    choose(page, "Selector", "Greedy forward selection")
+    wait_for(page, page, "adds, one by one, the group that lowers the residual most")
+    choose(page, "Distil", "400 steps")
+    wait_for(page, status(page), "then distils for 400 steps")
+    check_access(page)
+    button(page, "Run").click()
+    wait_for(page, status(page), r"distilling, step \d+ of 400 · about")
+    button(page, "Pause").click()
+    wait_for(page, status(page), r"Paused while distilling, step \d+ of 400")
+    shoot(page, "11_distilling")
+    button(page, "Run").click()
+    wait_for(page, status(page), r"Distilled in 400 steps, .*: accuracy \d+\.\d % → \d+\.\d %")
+    wait_for(
+        page,
+        page.locator(".st-key-sentence"),
+        r"Iteration 32: \d neurons more; residual .*; all 104 are chosen",
+    )
+    wait_for(
+        page,
+        page.locator(".st-key-sentence"),
+        r"Re-fit at the end, asymmetric: error \S+ → \S+ of its target",
+    )
+    wait_for(page, page, "lower the residual most")
+    shoot(page, "12_greedy_distilled")
+    check_access(page)
+
+
 def test_ctrl_enter_runs_and_iterations_can_be_compared(
     visit: Visit, shoot: Shoot, check_access: Check
 ) -> None:

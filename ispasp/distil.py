@@ -1,0 +1,360 @@
+"""Label-free recovery: train the sliced model towards the dense one on the calibration data alone.
+
+The objective, over N examples, is
+
+    mean over points p of  sum ||dense_p - pruned_p||^2 / sum ||dense_p||^2   +   0.1 KL(dense || pruned)
+
+where the points are the outputs of residual blocks and stages (inner modules that have modules of their
+own and give tensors of one shape in both models) and of the model itself, and KL is the mean divergence of
+the two softmax outputs at temperature 2. No label enters. Images are mirrored and shifted, where the
+dense model is used to that, and until the last fifth of the steps blended with one another; batch norms
+normalise by the batch. docs/experiments.md tells what else was tried.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import time
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ispasp import calibration as calibration_data
+from ispasp import device as devices
+from ispasp import evaluate
+from ispasp.augmentation import Variation, changed, familiar, mixed
+from ispasp.calibration import Batch
+from ispasp.errors import CalibrationError, ModelError, SettingError
+from ispasp.records import Progress
+from ispasp.settings import check_whole_number
+
+TEMPERATURE = 2.0
+DIVERGENCE_WEIGHT = 0.1
+MIXED_SHARE = 0.8  # of the steps, from the first, in which images are blended
+RATE_WITH_BATCH_NORM = 4e-3
+RATE = 1e-3
+MEASUREMENTS = 4  # how often the objective is measured on the way; the best weights seen are kept
+OUTPUT = ""  # the point that is the model's own output
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a distillation came to.
+
+    Attributes:
+        model: the recovered module, in eval mode; the weights that were given where none were better.
+        objective_before: the objective of the model that was given, over the calibration data.
+        objective_after: the same of ``model``, never larger.
+        steps: gradient steps made; fewer than asked for where the loss was no longer finite.
+        seconds: wall time.
+    """
+
+    model: nn.Module
+    objective_before: float
+    objective_after: float
+    steps: int
+    seconds: float
+
+
+def distil(
+    pruned: nn.Module,
+    dense: nn.Module,
+    calibration: Iterable[Any],
+    steps: int = 400,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    learning_rate: float | None = None,
+    batch_size: int = 64,
+) -> nn.Module:
+    """Train a copy of ``pruned`` towards ``dense`` and return it; neither argument is changed.
+
+    The objective on the calibration data is never worse than that of ``pruned``: it is measured before,
+    on the way and after, without augmentation, and the best weights are returned.
+
+    Args:
+        pruned: the sliced model, e.g. ``ispasp.prune(...).model``.
+        dense: the model it was pruned from.
+        calibration: batches as in ``ispasp.prune``; labels are not looked at.
+        steps: gradient steps.
+        seed: of the order of the examples and of their augmentation; the caller's random state is left alone.
+        device: where the work is done: ``"auto"`` (CUDA, then MPS, then CPU), or a device's name.
+        learning_rate: of Adam at the start; it falls to zero as a cosine. By default 0.004 for models with
+            batch norms, which bear it, and 0.001 for others.
+        batch_size: examples per step.
+
+    Returns:
+        A new module in eval mode, on the device of ``pruned``.
+
+    Raises:
+        SettingError: ``steps``, ``seed``, ``learning_rate`` or ``batch_size`` is out of its range.
+        CalibrationError: there is no usable data, or one of the models does not run on it.
+        ModelError: the models do not belong together, or there is nothing to train.
+        DeviceError: no such device is here.
+    """
+    where = devices.pick(device)
+    batches = [batch.to(where) for batch in calibration_data.read(calibration)]
+    work = distil_steps(
+        pruned, dense, batches, steps, seed=seed, learning_rate=learning_rate, batch_size=batch_size
+    )
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            recovery: Recovery = stop.value
+            return recovery.model.to(evaluate.device_of(pruned))
+
+
+def distil_steps(
+    pruned: nn.Module,
+    dense: nn.Module,
+    batches: Sequence[Batch],
+    steps: int = 400,
+    *,
+    seed: int = 0,
+    learning_rate: float | None = None,
+    batch_size: int = 64,
+) -> Generator[Progress, None, Recovery]:
+    """The same as ``distil``, step by step: can be stopped between any two, and then changes nothing.
+
+    The settings are checked at the call, models and data at the first step.
+
+    Args:
+        batches: calibration data on the device where the work is to be done.
+        pruned, dense, steps, seed, learning_rate, batch_size: as in ``distil``.
+
+    Yields:
+        The share of the work that is done.
+
+    Returns:
+        The recovered model, on the device of ``batches``, and its figures.
+
+    Raises:
+        SettingError, CalibrationError, ModelError: as ``distil``.
+    """
+    check_whole_number("steps", steps, at_least=1)
+    check_whole_number("seed", seed, at_least=0, at_most=2**63 - 1)
+    check_whole_number("batch_size", batch_size, at_least=1)
+    number = isinstance(learning_rate, (int, float)) and not isinstance(learning_rate, bool)
+    if learning_rate is not None and not (number and 0 < learning_rate < math.inf):
+        raise SettingError(f"learning_rate is {learning_rate!r}; give a number above 0, such as 0.001.")
+    if not batches:
+        raise CalibrationError("The calibration data is empty; give at least one batch of one example.")
+    return _Distillation(pruned, dense, batches, seed, batch_size).run(steps, learning_rate)
+
+
+class _Points:
+    """What the inner modules of one model gave in its last forward call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._seen: dict[str, Tensor] = {}
+        self._hooks = [
+            module.register_forward_hook(functools.partial(self._keep, name))
+            for name, module in model.named_modules()
+            if name and any(True for _ in module.children())
+        ]
+
+    def _keep(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, (tuple, list)) and output:
+            output = output[0]
+        # A stage gives what its last block gave: that counts once. A module called again counts again.
+        if not isinstance(output, Tensor) or any(output is known for known in self._seen.values()):
+            return
+        call = sum(1 for known in self._seen if known.partition("#")[0] == name)
+        self._seen[f"{name}#{call}"] = output
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Floating-point outputs by name of the inner module, and the model's own as ``OUTPUT``."""
+        self._seen = {}
+        copied = batch.to(batch.tensors[0].device)  # a model may overwrite its inputs
+        output = evaluate.first_tensor(self.model(*copied.inputs, **copied.keywords))
+        seen, self._seen = self._seen, {}
+        inner = {name: v for name, v in seen.items() if v.is_floating_point() and v is not output}
+        return {**inner, OUTPUT: output}
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+class _Distillation:
+    """One distillation on copies of both models."""
+
+    def __init__(
+        self, pruned: nn.Module, dense: nn.Module, batches: Sequence[Batch], seed: int, batch_size: int
+    ) -> None:
+        for model in (pruned, dense):
+            if not isinstance(model, nn.Module):
+                raise ModelError(f"The model is a {type(model).__name__}; give a torch.nn.Module.")
+        self.given, self.dense_given, self.batches = pruned, dense, batches
+        self.batch_size = batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+        self.examples = sum(len(batch) for batch in batches)
+        self.rows = [(batch, row) for batch in batches for row in range(len(batch))]
+        self.order: list[int] = []
+        self.variations: list[Variation] = []
+        # Masks or second views would have to move along, so only a model of a single input gets varied images.
+        first = batches[0].tensors
+        self.images = len(first) == 1 and first[0].ndim == 4 and first[0].is_floating_point()
+
+    def run(self, steps: int, learning_rate: float | None) -> Generator[Progress, None, Recovery]:
+        began = time.perf_counter()
+        yield Progress(0.0, "comparing with the dense model")
+        pruned, dense = _copy(self.given, self.batches[0]), _copy(self.dense_given, self.batches[0])
+        for model in (dense, pruned):
+            evaluate.try_forward(model, self.batches[0], "calibration")
+        if self.images:  # convolutions are faster in this layout
+            pruned, dense = (model.to(memory_format=torch.channels_last) for model in (pruned, dense))
+        self.pruned, self.dense = _Points(pruned), _Points(dense)
+        parameters = [p.requires_grad_() for p in pruned.parameters() if p.is_floating_point()]
+        if not parameters:
+            raise ModelError(f"{type(pruned).__name__} has no parameters, so there is nothing to distil.")
+        dense.requires_grad_(False)
+        if self.images:
+            self.variations = familiar(dense, self.batches)
+            yield Progress(0.0, "comparing with the dense model")
+        before = best = yield from self._objective(0.0)
+        if not math.isfinite(before):
+            raise ModelError(
+                "The dense or the pruned model gives values that are NaN or infinite on the calibration data; "
+                "repair its weights before distilling."
+            )
+        weights: dict[str, Tensor] | None = None
+        if learning_rate is None:
+            normed = any(isinstance(module, _BatchNorm) for module in pruned.modules())
+            learning_rate = RATE_WITH_BATCH_NORM if normed else RATE
+        optimiser = torch.optim.Adam(parameters, lr=learning_rate)
+        measured_at = {math.ceil(steps * part / MEASUREMENTS) for part in range(1, MEASUREMENTS + 1)}
+        done = 0
+        for step in range(steps):
+            optimiser.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+            if not self._step(optimiser, blend=step < MIXED_SHARE * steps):
+                break
+            done = step + 1
+            if done in measured_at:
+                objective = yield from self._objective(done / steps)
+                if objective < best:  # never true of NaN
+                    best, weights = objective, _snapshot(pruned)
+            yield Progress(done / steps, f"distilling, step {done} of {steps}")
+        self.pruned.close()
+        model = copy.deepcopy(self.given).to(self.batches[0].tensors[0].device)
+        if weights is not None:
+            model.load_state_dict(weights)
+        return Recovery(model.eval(), before, best, done, time.perf_counter() - began)
+
+    def _step(self, optimiser: torch.optim.Optimizer, blend: bool) -> bool:
+        """One gradient step; False, and no step, where the loss is not finite."""
+        with torch.enable_grad():
+            batch = self._draw(blend)
+            _set_mode(self.pruned.model, training=len(batch) > 1)
+            errors, divergence = self._compare(batch)
+            terms = [error / self.energies[name] for name, error in errors.items() if name in self.energies]
+            error = sum(terms) * self.examples / max(1, len(terms))
+            loss = (error + DIVERGENCE_WEIGHT * divergence) / len(batch)
+            if not math.isfinite(loss.item()):
+                return False
+            optimiser.zero_grad()
+            loss.backward()
+        optimiser.step()
+        return True
+
+    def _objective(self, done: float) -> Generator[Progress, None, float]:
+        """The objective over all calibration data, in eval mode and without augmentation."""
+        self.pruned.model.eval()
+        energies: dict[str, float] = {}
+        errors: dict[str, float] = {}
+        divergence = 0.0
+        for batch in self.batches:
+            with torch.no_grad():
+                found, part = self._compare(batch, energies)
+            for name, error in found.items():
+                errors[name] = errors.get(name, 0.0) + error.item()
+            divergence += part.item()
+            yield Progress(done, "comparing with the dense model")
+        self.energies = {name: energy for name, energy in energies.items() if energy > 0}
+        relative = [errors[name] / energy for name, energy in self.energies.items()]
+        return sum(relative) / max(1, len(relative)) + DIVERGENCE_WEIGHT * divergence / self.examples
+
+    def _compare(
+        self, batch: Batch, energies: dict[str, float] | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Squared errors of the points and the divergence of the outputs, summed over the examples.
+
+        Args:
+            batch: n examples.
+            energies: where given, the dense model's squared norms are added to it.
+
+        Raises:
+            ModelError: the models' outputs differ in shape or are no floating-point numbers.
+        """
+        with torch.no_grad():
+            wanted = self.dense(batch)
+        got = self.pruned(batch)
+        target, output = wanted[OUTPUT], got[OUTPUT]
+        if output.shape != target.shape or not output.is_floating_point():
+            raise ModelError(
+                f"The pruned model gives {tuple(output.shape)} {output.dtype}, the dense one "
+                f"{tuple(target.shape)} {target.dtype}; give a model and the one that was pruned from it."
+            )
+        shared = [name for name, value in got.items() if name in wanted and wanted[name].shape == value.shape]
+        if energies is not None:
+            for name in shared:
+                energy = wanted[name].float().square().sum().item()
+                energies[name] = energies.get(name, 0.0) + energy
+        errors = {name: (got[name].float() - wanted[name].float()).square().sum() for name in shared}
+        if output.ndim == 1:  # a number per example, not a distribution
+            return errors, output.new_zeros(())
+        classes = 1 if output.ndim > 3 else -1  # one prediction per pixel of (N, classes, h, w)
+        log_p, log_q = ((v.float() / TEMPERATURE).log_softmax(classes) for v in (target, output))
+        predictions = max(1, output.numel() // output.shape[classes] // len(batch))
+        return errors, F.kl_div(log_q, log_p, reduction="sum", log_target=True) / predictions
+
+    def _draw(self, blend: bool) -> Batch:
+        """The next examples in random order, every one as often as the others; images varied."""
+        while len(self.order) < self.batch_size:
+            self.order += torch.randperm(self.examples, generator=self.generator).tolist()
+        picked, self.order = self.order[: self.batch_size], self.order[self.batch_size :]
+        rows = [self.rows[index] for index in picked]
+        inputs = [
+            torch.stack([batch.inputs[i][row] for batch, row in rows]) for i in range(len(rows[0][0].inputs))
+        ]
+        keywords = {
+            name: torch.stack([batch.keywords[name][row] for batch, row in rows])
+            for name in rows[0][0].keywords
+        }
+        drawn = Batch(tuple(inputs), keywords)
+        if not self.images:
+            return drawn
+        for vary in [*self.variations, mixed] if blend else self.variations:
+            drawn = changed(drawn, functools.partial(vary, generator=self.generator))
+        return changed(drawn, functools.partial(torch.Tensor.contiguous, memory_format=torch.channels_last))
+
+
+def _copy(model: nn.Module, batch: Batch) -> nn.Module:
+    """A copy in eval mode on the device of ``batch``."""
+    try:
+        return copy.deepcopy(model).to(batch.tensors[0].device).eval()
+    except RuntimeError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({error}); "
+            "build it anew, or clear activations that it keeps."
+        ) from error
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def _set_mode(model: nn.Module, training: bool) -> None:
+    """Batch norms normalise by the batch where asked for; dropout and the rest stay in eval mode."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train(training)

@@ -1,0 +1,216 @@
+"""Execute the graph once over the calibration data, pruning each block when its first consumer comes up.
+
+Every block sees the inputs that the already pruned network gives it, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, fx, nn
+
+from ispasp import reconstruct, selectors, statistics, surgery, targets
+from ispasp.algorithm import SelectorSettings, candidate_count
+from ispasp.calibration import Batch
+from ispasp.graph import Traced
+from ispasp.reconstruct import Refit
+from ispasp.records import Block, BlockPruned, BlockStarted, Event, Iteration, Progress
+from ispasp.residual import squared_norm
+from ispasp.settings import PruneSettings
+from ispasp.statistics import Statistics
+from ispasp.stream import Stream
+from ispasp.targets import Role
+
+SAMPLE_EXAMPLES = 4  # examples of each hidden representation that an inspector can show
+
+
+@dataclass
+class OnePass:
+    """One execution of a traced model.
+
+    Attributes:
+        traced: the dense model; nodes may be reordered so that shortcuts are known in time.
+        plan: the blocks to prune, in network order, and how many groups each keeps.
+        settings: how.
+        batches: all calibration data, on the model's device; the streams may overwrite it.
+        probe: the examples of the first batch once more, for the dense stream where it needs no others.
+        scores: importance per block name that was measured on the dense model beforehand.
+        clock: seconds of work so far.
+        progress: accounts for work, in examples times ``Traced.cost``, and says so now and then.
+    """
+
+    traced: Traced
+    plan: Sequence[tuple[Block, int]]
+    settings: PruneSettings
+    batches: list[Batch]
+    probe: Batch
+    scores: Mapping[str, Tensor]
+    clock: Callable[[], float]
+    progress: Callable[[float, str], Iterator[Progress]]
+    trace: list[Iteration] = field(default_factory=list)
+    blocks_started: list[BlockStarted] = field(default_factory=list)
+    blocks_pruned: list[BlockPruned] = field(default_factory=list)
+    # What to do to the dense module, in this order, to have the pruned one.
+    edits: list[Callable[[nn.Module], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.by_name = {node.name: node for node in self.traced.nodes}
+        blocks = [block for block, _ in self.plan]
+        reads = [self.by_name[name] for block in blocks for name in block.reads]
+        examples = [self.probe]
+        if self.settings.reconstruct == "asymmetric":
+            apart = {*reads, *(self.by_name[block.hidden] for block in blocks)}
+            self.traced, self.roles = targets.roles(self.traced, reads, apart)
+            examples = self.batches
+        else:
+            self.roles = {read: targets.role(read, self.traced) for read in reads}
+        self.dense = Stream(self.traced, [batch.to(batch.tensors[0].device) for batch in examples])
+        self.pruned = Stream(self.traced, self.batches)
+
+    def events(self) -> Iterator[Event]:
+        """Prune block after block; afterwards ``edits`` and ``outputs`` are complete."""
+        at = {block.reads[0]: index for index, (block, _) in enumerate(self.plan)}
+        for node in self.traced.nodes:
+            index = at.get(node.name)
+            began = self.clock()
+            refits: list[tuple[Role, Refit]] = []
+            if index is not None:
+                refits = yield from self._prune_block(index)
+            elif self.settings.recalibrate and self.edits:
+                self._recalibrate(node)
+            cost = self.traced.cost(node)
+            for number, _ in enumerate(self.dense.run(node)):
+                if len(self.dense.batches) > 1:
+                    yield from self.progress(cost * self.dense.batches[number], "streaming the dense network")
+            replaced = node in self.pruned.ready
+            for number, _ in enumerate(self.pruned.run(node)):
+                yield from self.progress(cost * self.pruned.batches[number], "streaming the calibration data")
+            if replaced:
+                yield from self.progress(cost * sum(self.pruned.batches), "streaming the calibration data")
+            if index is not None:
+                drift = _relative_error(self.dense.values[node][0], self.pruned.values[node][0])
+                yield self._block_pruned(index, drift, self.clock() - began, refits)
+            if node.op != "output":
+                self.dense.free(node)
+                self.pruned.free(node)
+
+    def outputs(self) -> list[Tensor]:
+        """What the masked network returns for the first batch."""
+        return self.pruned.outputs(0)
+
+    def _prune_block(self, index: int) -> Generator[Event, None, list[tuple[Role, Refit]]]:
+        """Select this block's groups on the pruned stream, whose consumers then read them alone."""
+        block, kept = self.plan[index]
+        settings, stream = self.settings, self.pruned
+        collected = statistics.collect_at(block, self.traced, stream, self.scores.get(block.name))
+        consumers = collected.consumers
+        candidates = candidate_count(block.groups, kept, settings.candidate_factor)
+        started = BlockStarted(
+            block=block,
+            index=index,
+            total=len(self.plan),
+            keep_groups=kept,
+            one_iteration_decides=candidates == block.groups,
+            sample=_sample(collected.hidden[0], block, consumers[0].feature_dim),
+        )
+        self.blocks_started.append(started)
+        yield started
+        options = SelectorSettings(settings.candidate_factor, settings.iterations, settings.seed)
+        for iteration in selectors.get(settings.selector)(collected, kept, options):
+            self.trace.append(iteration)
+            yield iteration
+        self.edits.append(partial(surgery.slice_block, block=block, selected=self.trace[-1].selected))
+        refits = []
+        if settings.reconstruct != "none":
+            yield from self.progress(0.0, f"re-fitting {block.consumer}")
+            refits = [self._refit(collected, number) for number in range(len(consumers))]
+        for consumer, outputs in zip(consumers, collected.output.kept, strict=True):
+            stream.replace(consumer.node, [consumer.add_bias(out, stream.fixed) for out in outputs])
+        return refits
+
+    @torch.no_grad()
+    def _refit(self, collected: Statistics, number: int) -> tuple[Role, Refit]:
+        """Re-fit one consumer; its outputs in ``collected`` become those of the new weights."""
+        block, consumer = collected.block, collected.consumers[number]
+        role, outputs = self.roles[consumer.node], collected.output.kept[number]
+        missing = collected.output.lost[number]
+        if self.settings.reconstruct == "asymmetric":
+            dense = self.dense.values[self.by_name[block.hidden]]
+            self.dense.replace(
+                consumer.node, [consumer.add_bias(consumer(batch), self.dense.fixed) for batch in dense]
+            )
+            if not role.problem:
+                missing = targets.dense_target(consumer, role, self.dense, self.pruned, outputs)
+        home = targets.home_of_intercept(consumer.node, role, self.traced)
+        result = reconstruct.refit(
+            consumer,
+            collected.hidden,
+            collected.mask(self.trace[-1].selected),
+            block.group_size,
+            outputs,
+            missing,
+            intercept=bool(home),
+            known=collected.known_gram(number),
+        )
+        name = block.consumers[number]
+        self.edits.append(
+            partial(surgery.refit, name=name, weight=result.weight, intercept=result.intercept, home=home)
+        )
+        return role, result
+
+    def _recalibrate(self, node: fx.Node) -> None:
+        """Measure the statistics of a batch norm anew on the pruned stream."""
+        if name := targets.norm_name(node, self.traced):
+            shift, variance = self.pruned.recalibrate(node)
+            self.edits.append(partial(surgery.recalibrate, name=name, shift=shift, variance=variance))
+
+    def _block_pruned(
+        self, index: int, drift: float, seconds: float, refits: Sequence[tuple[Role, Refit]]
+    ) -> BlockPruned:
+        last = self.trace[-1]
+        problems = {role.problem for role, _ in refits if role.problem}
+        asked = self.settings.reconstruct if refits else "none"
+        fallen_back = asked == "asymmetric" and bool(problems)
+        notes = [
+            f"Re-fitted to the symmetric target in place of the asymmetric one: {problem}."
+            for problem in sorted(problems)
+            if fallen_back
+        ]
+        energy = sum(refit.energy for _, refit in refits)
+
+        def share(errors: Sequence[float]) -> float | None:
+            return sum(errors) / energy if energy > 0 else 0.0 if refits else None
+
+        event = BlockPruned(
+            block=self.blocks_started[-1].block,
+            index=index,
+            selected=last.selected,
+            iterations=last.t,
+            relative_residual=last.relative_residual,
+            drift=drift,
+            seconds=seconds,
+            target="symmetric" if fallen_back else asked,
+            error_before=share([refit.before for _, refit in refits]),
+            error_after=share([refit.after for _, refit in refits]),
+            notes=(*notes, *dict.fromkeys(note for _, refit in refits for note in refit.notes)),
+        )
+        self.blocks_pruned.append(event)
+        return event
+
+
+def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:
+    """The first examples of a hidden representation, groups in dimension 1."""
+    few = hidden[:SAMPLE_EXAMPLES].movedim(feature_dim, 1)
+    if block.group_size > 1:
+        few = few.unflatten(1, (block.groups, block.group_size))
+    limit = torch.finfo(torch.float16).max
+    return few.float().clamp(-limit, limit).half().cpu()
+
+
+def _relative_error(dense: Tensor, pruned: Tensor) -> float:
+    """||dense - pruned||_F^2 / ||dense||_F^2 over the examples both hold; 0 where the dense value is zero."""
+    energy = squared_norm(dense)
+    return squared_norm(dense - pruned) / energy if energy > 0 else 0.0

@@ -1,0 +1,145 @@
+"""How much the whole network's output moves when one block alone is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ispasp import reconstruct, selectors, statistics, targets
+from ispasp.algorithm import SelectorSettings
+from ispasp.calibration import Batch
+from ispasp.graph import Traced
+from ispasp.records import Block, Progress
+from ispasp.settings import PruneSettings, groups_to_keep
+from ispasp.statistics import Statistics
+from ispasp.stream import Stream
+
+FRACTIONS = (0.125, 0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What pruning one block alone does to the network's output, over the calibration data.
+
+    Attributes:
+        block: the block, of d groups.
+        kept: numbers of groups kept, rising; the last is d.
+        divergence: mean KL divergence of the pruned network's softmax from the dense one's, in nats per
+            example (per position, where there are several), one for each of ``kept``; 0 for all groups.
+    """
+
+    block: Block
+    kept: tuple[int, ...]
+    divergence: tuple[float, ...]
+
+    def at(self, kept: int) -> float:
+        """The divergence at ``kept`` groups, between the measured numbers.
+
+        The divergence grows as the square of a small error, so its square root is taken to be straight
+        between two points; below the smallest it grows in inverse proportion to ``kept``.
+        """
+        if kept < self.kept[0]:
+            return self.divergence[0] * self.kept[0] / kept
+        return float(np.interp(kept, self.kept, np.sqrt(self.divergence))) ** 2
+
+
+def measure(
+    traced: Traced,
+    blocks: Sequence[Block],
+    batches: Sequence[Batch],
+    settings: PruneSettings,
+    scores: dict[str, Tensor],
+) -> Generator[Progress, None, list[Curve]]:
+    """Prune every block alone at a few keep ratios and compare the outputs with the dense network's.
+
+    Nothing else is pruned, so the statistics of all blocks come from one dense pass; each ratio costs a
+    selection, a re-fit where ``settings`` ask for one, and the part of the network behind the block.
+
+    Args:
+        traced: the dense model.
+        blocks: what to measure, in network order.
+        batches: calibration data on the model's device; not changed.
+        settings: selector, re-fit and multiple, as in pruning.
+        scores: as ``OnePass.scores``.
+    """
+    log_dense = [_log_softmax(outputs[0]) for outputs in _run(traced, Stream(traced, _copies(batches)), 0)]
+    stream = Stream(traced, _copies(batches))
+    by_read = {block.reads[0]: block for block in blocks}
+    curves: list[Curve] = []
+    for position, node in enumerate(traced.nodes):
+        if block := by_read.get(node.name):
+            collected = statistics.collect_at(block, traced, stream, scores.get(block.name))
+            loss = {block.groups: 0.0}
+            for fraction in FRACTIONS:
+                kept = groups_to_keep(block.groups, fraction, settings.multiple)
+                if kept not in loss:
+                    yield Progress(len(curves) / len(blocks), f"measuring how sensitive {block.name} is")
+                    fork = stream.fork()
+                    _prune(traced, fork, collected, kept, settings)
+                    loss[kept] = _divergence(log_dense, _run(traced, fork, position))
+            curves.append(Curve(block, tuple(sorted(loss)), tuple(loss[kept] for kept in sorted(loss))))
+            if len(curves) == len(blocks):
+                break
+        for _ in stream.run(node):
+            pass
+        if node.op != "output":
+            stream.free(node)
+    return curves
+
+
+def _copies(batches: Sequence[Batch]) -> list[Batch]:
+    return [batch.to(batch.tensors[0].device) for batch in batches]
+
+
+@torch.no_grad()
+def _prune(traced: Traced, fork: Stream, collected: Statistics, kept: int, settings: PruneSettings) -> None:
+    """Let the consumers in ``fork`` read ``kept`` groups alone, re-fitted where asked.
+
+    Both streams agree before the block, so the symmetric target is the asymmetric one.
+    """
+    options = SelectorSettings(settings.candidate_factor, settings.iterations, settings.seed)
+    *_, last = selectors.get(settings.selector)(collected, kept, options)
+    selected = collected.mask(last.selected)
+    for number, consumer in enumerate(collected.consumers):
+        outputs = [output.clone() for output in collected.output.kept[number]]
+        if settings.reconstruct != "none":
+            missing = [lost.clone() for lost in collected.output.lost[number]]
+            home = targets.home_of_intercept(consumer.node, targets.role(consumer.node, traced), traced)
+            reconstruct.refit(
+                consumer,
+                collected.output.hidden,
+                selected,
+                collected.block.group_size,
+                outputs,
+                missing,
+                bool(home),
+                collected.known_gram(number),
+            )
+        fork.replace(consumer.node, [consumer.add_bias(output, fork.fixed) for output in outputs])
+
+
+def _run(traced: Traced, stream: Stream, first: int) -> list[list[Tensor]]:
+    """Execute every node from ``first`` on; the model's outputs, one list per batch."""
+    for node in traced.nodes[first:]:
+        for _ in stream.run(node):
+            pass
+        if node.op != "output":
+            stream.free(node)
+    return [stream.outputs(number) for number in range(len(stream.batches))]
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return F.log_softmax(logits.float(), -1)
+
+
+def _divergence(log_dense: Sequence[Tensor], outputs: Sequence[Sequence[Tensor]]) -> float:
+    total = count = 0.0
+    for expected, (logits, *_) in zip(log_dense, outputs, strict=True):
+        total += float(F.kl_div(_log_softmax(logits), expected, log_target=True, reduction="sum"))
+        count += expected[..., 0].numel()
+    return max(0.0, total / count)

@@ -1,0 +1,170 @@
+"""Sharing one budget out among the blocks, and the sensitivities it rests on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ispasp
+from ispasp import allocation, calibration, evaluate, sensitivity
+from ispasp.allocation import Layer
+from ispasp.errors import SettingError
+from ispasp.graph import trace
+from ispasp.records import Block, Finished, Started
+from ispasp.sensitivity import Curve
+from ispasp.settings import PruneSettings
+from tests import oracle
+
+
+@pytest.fixture
+def chain() -> tuple[nn.Module, list[Tensor]]:
+    """Three blocks in a row, each layer consumer and producer in turn; two batches."""
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48, 16),
+        nn.ReLU(),
+        nn.Linear(16, 5),
+    ).eval()
+    with torch.no_grad():
+        model[-1].weight *= 20
+    return model, [torch.randn(24, 3, 6, 6), torch.randn(8, 3, 6, 6)]
+
+
+@pytest.mark.parametrize("reconstruct", ["none", "symmetric"])
+def test_a_sensitivity_is_the_divergence_of_the_model_with_one_block_pruned(
+    reconstruct: str, chain: tuple[nn.Module, list[Tensor]]
+) -> None:
+    model, batches = chain
+    data = torch.cat(batches)
+    read = calibration.read(batches)
+    traced = trace(model, read[0])
+    blocks = [block for block in ispasp.find_blocks(model, batches[0]) if block.prunable]
+    settings = PruneSettings(reconstruct=reconstruct, multiple=1)
+    measuring = sensitivity.measure(traced, blocks, read, settings, {})
+    with pytest.raises(StopIteration) as stop:
+        while True:
+            assert next(measuring).done < 1
+    curves = stop.value.value
+    assert [curve.block for curve in curves] == blocks
+    with torch.no_grad():
+        dense = F.log_softmax(model(data), -1)
+        for curve in curves:
+            assert curve.kept[-1] == curve.block.groups and curve.divergence[-1] == 0
+            assert [curve.at(kept) for kept in curve.kept] == pytest.approx(curve.divergence)
+            for kept, divergence in zip(curve.kept[:-1], curve.divergence, strict=False):
+                keep = {curve.block.name: kept / curve.block.groups}
+                pruned = ispasp.prune(model, batches, keep, reconstruct=reconstruct, multiple=1).model
+                expected = F.kl_div(
+                    F.log_softmax(pruned(data), -1), dense, log_target=True, reduction="batchmean"
+                )
+                assert divergence == pytest.approx(expected.item(), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("budget", ["macs", "params"])
+def test_layers_cost_what_the_sliced_model_costs(budget: str, chain: tuple[nn.Module, list[Tensor]]) -> None:
+    model, batches = chain
+    read = calibration.read(batches)
+    traced = trace(model, read[0])
+    blocks = [block for block in ispasp.find_blocks(model, batches[0]) if block.prunable]
+    layers = allocation.layers(traced, blocks, budget)
+    keep = {block.name: kept / block.groups for block, kept in zip(blocks, (3, 5, 9), strict=True)}
+    pruned = ispasp.prune(model, batches, keep, multiple=1).model
+    shares = [3 / 8, 5 / 12, 9 / 16]
+
+    def share(index: int | None) -> float:
+        return 1.0 if index is None else shares[index]
+
+    cost = sum(layer.cost * share(layer.produces) * share(layer.consumes) for layer in layers)
+    if budget == "macs":
+        assert cost == pytest.approx(evaluate.count_macs(pruned, read[0]))
+    else:
+        assert cost == pytest.approx(sum(p.numel() for p in pruned.parameters() if p.ndim > 1))
+
+
+def curve(groups: int, scale: float) -> Curve:
+    """A divergence that falls as the square of what is left out."""
+    kept = tuple(range(1, groups + 1))
+    return Curve(Block(f"b{scale}", groups), kept, tuple(scale * (1 - k / groups) ** 2 for k in kept))
+
+
+def test_shares_are_as_good_as_the_best_of_all_within_one_step() -> None:
+    """Against exhaustive search over every allocation of three independent blocks."""
+    curves = [curve(10, 1.0), curve(8, 5.0), curve(12, 0.3)]
+    costs = [7.0, 11.0, 5.0]
+    layers = [
+        Layer(cost * c.block.groups, i, None) for i, (cost, c) in enumerate(zip(costs, curves, strict=True))
+    ]
+    for keep in (0.3, 0.5, 0.7):
+        found = allocation.share_out(curves, layers, keep, multiple=1)
+        budget = sum(
+            cost * max(1, math.floor(keep * c.block.groups)) for cost, c in zip(costs, curves, strict=True)
+        )
+
+        def loss(counts: tuple[int, ...] | list[int]) -> float:
+            return sum(c.at(count) for c, count in zip(curves, counts, strict=True))
+
+        def spent(counts: tuple[int, ...] | list[int]) -> float:
+            return sum(cost * count for cost, count in zip(costs, counts, strict=True))
+
+        every = itertools.product(*(range(1, c.block.groups + 1) for c in curves))
+        best = min((counts for counts in every if spent(counts) <= budget), key=loss)
+        assert spent(found) <= budget
+        assert loss(found) <= loss(best) * 1.1
+        uniform = [max(1, math.floor(keep * c.block.groups)) for c in curves]
+        assert loss(found) <= loss(uniform)
+
+
+def test_counts_are_multiples_and_blocks_too_small_for_them_are_exact() -> None:
+    curves = [curve(64, 1.0), curve(40, 2.0), curve(6, 0.1)]
+    layers = [Layer(float(c.block.groups), i, None) for i, c in enumerate(curves)]
+    counts = allocation.share_out(curves, layers, 0.5, multiple=8)
+    assert counts[0] % 8 == 0 and counts[1] % 8 == 0 and 1 <= counts[2] <= 6
+    assert all(1 <= count <= c.block.groups for count, c in zip(counts, curves, strict=True))
+
+
+def test_keeping_everything_shares_out_everything() -> None:
+    curves = [curve(10, 1.0), curve(9, 2.0)]
+    layers = [Layer(1.0, 0, None), Layer(1.0, 1, 0)]
+    assert allocation.share_out(curves, layers, 1.0, multiple=8) == [10, 9]
+
+
+def test_a_run_costs_no_more_than_the_uniform_one_and_repeats(chain: tuple[nn.Module, list[Tensor]]) -> None:
+    model, batches = chain
+    options = {"reconstruct": "asymmetric", "multiple": 1, "allocation": "macs"}
+    uniform = ispasp.prune(model, batches, 0.5, reconstruct="asymmetric", multiple=1)
+    events = list(ispasp.iterate(model, batches, 0.5, **options))
+    assert isinstance(events[-1], Finished)
+    result = events[-1].result
+    assert result.report["macs_after"] <= uniform.report["macs_after"]
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.keep_groups == tuple(len(event.selected) for event in result.blocks_pruned)
+    assert result.settings["allocation"] == "macs"
+    again = ispasp.prune(model, batches, 0.5, **options)
+    assert [e.selected for e in again.blocks_pruned] == [e.selected for e in result.blocks_pruned]
+    done = [event.done for event in events if isinstance(event, ispasp.Progress)]
+    assert done == sorted(done) and done[-1] == 1.0
+
+
+def test_an_mlp_reads_the_same(chain: tuple[nn.Module, list[Tensor]]) -> None:
+    network = oracle.two_layer_network(6, 20, 4, seed=0)
+    result = ispasp.prune(network, [torch.randn(50, 6)], 0.5, multiple=1, allocation="params")
+    assert result.started.keep_groups == (10,)  # one block has nobody to share with
+
+
+def test_what_cannot_be_shared_out_is_refused(chain: tuple[nn.Module, list[Tensor]]) -> None:
+    model, batches = chain
+    with pytest.raises(SettingError, match="keep is given per block"):
+        ispasp.iterate(model, batches, {"0": 0.5}, allocation="macs")
+    with pytest.raises(SettingError, match="choose one of uniform, macs and params"):
+        ispasp.iterate(model, batches, 0.5, allocation="latency")
