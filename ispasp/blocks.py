@@ -156,12 +156,21 @@ class _Owners:
         """Name and module of a convolution or linear operation.
 
         Raises:
-            _RefusedError: the weight is computed, functional, shared, or in a module of another kind.
+            _RefusedError: the weight is computed, functional, shared, or in a module of another kind; or the
+                bias is not that module's.
         """
         weight = node.args[1]
         if not isinstance(weight, fx.Node) or weight not in self.names:
             raise _RefusedError("its weight is computed by the model, not a parameter that can be sliced")
-        return self.module(weight, (nn.Conv2d, nn.Linear))
+        name, module = self.module(weight, (nn.Conv2d, nn.Linear))
+        bias = node.args[2] if len(node.args) > 2 else None
+        if bias is not None and self._name(bias) != f"{self.names[weight].removesuffix('weight')}bias":
+            raise _RefusedError(f"the bias added to {name} is not that layer's own parameter")
+        return name, module
+
+    def _name(self, value: object) -> str:
+        """The name of a parameter, buffer or constant; empty for anything else."""
+        return self.names.get(value, "") if isinstance(value, fx.Node) else ""
 
     def module(self, weight: fx.Node, kinds: tuple[type[nn.Module], ...]) -> tuple[str, nn.Module]:
         path, _, leaf = self.names[weight].rpartition(".")

@@ -9,6 +9,9 @@ own and give tensors of one shape in both models) and of the model itself, and K
 the two softmax outputs at temperature 2. No label enters. Images are mirrored and shifted, where the
 dense model is used to that, and until the last fifth of the steps blended with one another; batch norms
 normalise by the batch. docs/experiments.md tells what else was tried.
+
+Half precision could not hold the steps: such models are trained in single precision, and what is measured
+and returned are the weights cast back.
 """
 
 from __future__ import annotations
@@ -194,25 +197,32 @@ class _Distillation:
         for model in (pruned, dense):
             if not isinstance(model, nn.Module):
                 raise ModelError(f"The model is a {type(model).__name__}; give a torch.nn.Module.")
-        self.given, self.dense_given, self.batches = pruned, dense, batches
+        self.given, self.dense_given = pruned, dense
+        self.types = {name: value.dtype for name, value in pruned.state_dict().items()}
+        values = [*pruned.parameters(), *dense.parameters()]
+        self.widened = any(v.is_floating_point() and v.dtype.itemsize < 4 for v in values)
+        self.batches = [changed(batch, _single) for batch in batches] if self.widened else batches
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.examples = sum(len(batch) for batch in batches)
-        self.rows = [(batch, row) for batch in batches for row in range(len(batch))]
+        self.rows = [(batch, row) for batch in self.batches for row in range(len(batch))]
         self.order: list[int] = []
         self.variations: list[Variation] = []
         # Masks or second views would have to move along, so only a model of a single input gets varied images.
         first = batches[0].tensors
         self.images = len(first) == 1 and first[0].ndim == 4 and first[0].is_floating_point()
+        self.channels_last = False
 
     def run(self, steps: int, learning_rate: float | None) -> Generator[Progress, None, Recovery]:
         began = time.perf_counter()
         yield Progress(0.0, "comparing with the dense model")
         pruned, dense = _copy(self.given, self.batches[0]), _copy(self.dense_given, self.batches[0])
         for model in (dense, pruned):
-            evaluate.try_forward(model, self.batches[0], "calibration")
-        if self.images:  # convolutions are faster in this layout
-            pruned, dense = (model.to(memory_format=torch.channels_last) for model in (pruned, dense))
+            if self.widened:
+                model.float()
+            what = "single-precision calibration" if self.widened else "calibration"
+            evaluate.try_forward(model, self.batches[0], what)
+        self.channels_last = self.images and _to_channels_last((pruned, dense), self.batches[0].first(2))
         self.pruned, self.dense = _Points(pruned), _Points(dense)
         parameters = [p.requires_grad_() for p in pruned.parameters() if p.is_floating_point()]
         if not parameters:
@@ -240,10 +250,16 @@ class _Distillation:
                 break
             done = step + 1
             if done in measured_at:
+                trained = _snapshot(pruned)
+                cast = {name: value.to(self.types[name]) for name, value in trained.items()}
+                pruned.load_state_dict(cast)
                 objective = yield from self._objective(done / steps)
+                pruned.load_state_dict(trained)
                 if objective < best:  # never true of NaN
-                    best, weights = objective, _snapshot(pruned)
+                    best, weights = objective, cast
             yield Progress(done / steps, f"distilling, step {done} of {steps}")
+        if done < steps:
+            yield Progress(1.0, f"distilling stopped at step {done} of {steps}: the loss is not finite")
         self.pruned.close()
         model = copy.deepcopy(self.given).to(self.batches[0].tensors[0].device)
         if weights is not None:
@@ -331,11 +347,30 @@ class _Distillation:
             for name in rows[0][0].keywords
         }
         drawn = Batch(tuple(inputs), keywords)
-        if not self.images:
-            return drawn
-        for vary in [*self.variations, mixed] if blend else self.variations:
-            drawn = changed(drawn, functools.partial(vary, generator=self.generator))
-        return changed(drawn, functools.partial(torch.Tensor.contiguous, memory_format=torch.channels_last))
+        if self.images:
+            for vary in [*self.variations, mixed] if blend else self.variations:
+                drawn = changed(drawn, functools.partial(vary, generator=self.generator))
+        return changed(drawn, _images_last) if self.channels_last else drawn
+
+
+# Another layout of images (N, C, h, w) in memory, with the channels together.
+_images_last = functools.partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
+
+
+def _to_channels_last(models: Sequence[nn.Module], few: Batch) -> bool:
+    """Bring the models to the layout in which convolutions are faster, in place, if they run in it."""
+    try:
+        for model in models:
+            evaluate.forward(model.to(memory_format=torch.channels_last), changed(few, _images_last))
+    except RuntimeError:  # a view that it does not allow, or parameters of five dimensions
+        for model in models:
+            model.to(memory_format=torch.contiguous_format)
+        return False
+    return True
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _copy(model: nn.Module, batch: Batch) -> nn.Module:

@@ -31,6 +31,13 @@ def first_tensor(output: object) -> Tensor:
     raise ModelError(f"The model returns a {type(output).__name__} without a tensor; it must return logits.")
 
 
+def class_dimension(output: Tensor) -> int | None:
+    """Where a model's output carries its classes: dimension 1 of (N, classes) and of maps (N, classes, h, w),
+    the last of (N, tokens, classes); None where there is one number per example, and no class."""
+    dimension = 1 if output.ndim > 3 else output.ndim - 1
+    return None if output.ndim < 2 or output.shape[dimension] < 2 else dimension
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter; the CPU when it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -19,7 +19,9 @@ from ispasp.device import widest_float
 from ispasp.errors import CalibrationError, SettingError
 from ispasp.residual import Consumer
 
-# The most memory for one Gram matrix in double precision: 11,585 unknowns per output.
+# The most memory for one Gram matrix in double precision: 11,585 unknowns per output. A re-fit holds at most
+# two of that size at once, the matrix and its factor, besides those that the selector asked for; where the
+# matrix is singular, four for a moment: its eigenvectors and LAPACK's work space in place of the factor.
 MOST_GRAM_BYTES = 2**30
 # The most memory for rows of patches that are held at a time.
 MOST_PATCH_BYTES = 2**26
@@ -45,7 +47,7 @@ class Gram:
 
     def part(self, index: Tensor) -> Gram:
         """The same of the features ``index`` (n,) alone."""
-        return Gram(self.matrix[index][:, index], self.sums[index], self.positions)
+        return Gram(self.matrix[index[:, None], index], self.sums[index], self.positions)
 
 
 def patch_size(consumer: Consumer, group_size: int) -> int:
@@ -220,6 +222,19 @@ def energy_matrix(gram: Gram, weight: Tensor, size: int) -> Tensor:
     return energies
 
 
+def check_finite(value: float, most: float = math.inf) -> None:
+    """Refuse what came of squares of calibration data, where it is NaN, or not below ``most`` in size.
+
+    Raises:
+        CalibrationError: so it is.
+    """
+    if not abs(value) < most:  # NaN compares false
+        raise CalibrationError(
+            "What a block reads from the calibration data is NaN, infinite or too large to square; check the "
+            "model's weights and the scale of its inputs."
+        )
+
+
 def factor(matrix: Tensor, ridge: float = RIDGE) -> tuple[Tensor, float]:
     """The lower Cholesky factor of ``matrix`` + r I, and r; ``matrix`` (f, f) is overwritten.
 
@@ -231,11 +246,7 @@ def factor(matrix: Tensor, ridge: float = RIDGE) -> tuple[Tensor, float]:
         CalibrationError: the matrix is not finite.
     """
     mean = float(matrix.diagonal().mean())
-    if not math.isfinite(mean):
-        raise CalibrationError(
-            "What a block reads from the calibration data is NaN, infinite or too large to square; check the "
-            "model's weights and the scale of its inputs."
-        )
+    check_finite(mean)
     penalty = ridge * (mean if mean > 0 else 1.0)
     matrix.diagonal().add_(penalty)
     while True:

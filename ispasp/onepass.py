@@ -59,7 +59,7 @@ class OnePass:
     def __post_init__(self) -> None:
         self.by_name = {node.name: node for node in self.traced.nodes}
         blocks = [block for block, _ in self.plan]
-        reads = [self.by_name[name] for block in blocks for name in block.reads]
+        reads = {self.by_name[name]: self.by_name[block.reads[0]] for block in blocks for name in block.reads}
         examples = [self.probe]
         if self.settings.reconstruct == "asymmetric":
             apart = {*reads, *(self.by_name[block.hidden] for block in blocks)}
@@ -67,6 +67,7 @@ class OnePass:
             examples = self.batches
         else:
             self.roles = {read: targets.role(read, self.traced) for read in reads}
+        self.changed: set[fx.Node] = set()  # what differs between the dense and the pruned network
         self.dense = Stream(self.traced, [batch.to(batch.tensors[0].device) for batch in examples])
         self.pruned = Stream(self.traced, self.batches)
 
@@ -79,8 +80,10 @@ class OnePass:
             refits: list[tuple[Role, Refit]] = []
             if index is not None:
                 refits = yield from self._prune_block(index)
-            elif self.settings.recalibrate and self.edits:
+            elif self.settings.recalibrate and not self.changed.isdisjoint(node.all_input_nodes):
                 self._recalibrate(node)
+            if node in self.pruned.ready or not self.changed.isdisjoint(node.all_input_nodes):
+                self.changed.add(node)
             cost = self.traced.cost(node)
             for number, _ in enumerate(self.dense.run(node)):
                 if len(self.dense.batches) > 1:
@@ -162,9 +165,16 @@ class OnePass:
         return role, result
 
     def _recalibrate(self, node: fx.Node) -> None:
-        """Measure the statistics of a batch norm anew on the pruned stream."""
-        if name := targets.norm_name(node, self.traced):
-            shift, variance = self.pruned.recalibrate(node)
+        """Measure the statistics of a batch norm anew on the pruned stream.
+
+        One behind a re-fitted consumer keeps its own: the re-fit has aimed at them.
+        """
+        refitted = self.settings.reconstruct != "none" and any(
+            role.norm is node for role in self.roles.values()
+        )
+        name = "" if refitted else targets.norm_name(node, self.traced)
+        if name and (measured := self.pruned.recalibrate(node)):
+            shift, variance = measured
             self.edits.append(partial(surgery.recalibrate, name=name, shift=shift, variance=variance))
 
     def _block_pruned(

@@ -20,12 +20,18 @@ from ispasp.statistics import Statistics
 
 
 def l1(statistics: Statistics, kept: int, settings: SelectorSettings) -> Iterator[Iteration]:
-    """Keeps the groups whose producer weights have the largest sum of absolute values (Li et al., 2017)."""
+    """Keeps the groups whose producer weights have the largest sum of absolute values (Li et al., 2017).
+
+    The weights are those of the dense model: a re-fit of an earlier block does not change the ranking.
+    """
     return _rank(statistics, kept, _producer_norm(statistics, 1))
 
 
 def l2(statistics: Statistics, kept: int, settings: SelectorSettings) -> Iterator[Iteration]:
-    """Keeps the groups whose producer weights have the largest Euclidean norm."""
+    """Keeps the groups whose producer weights have the largest Euclidean norm.
+
+    The weights are those of the dense model: a re-fit of an earlier block does not change the ranking.
+    """
     return _rank(statistics, kept, _producer_norm(statistics, 2))
 
 

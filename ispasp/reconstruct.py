@@ -15,6 +15,7 @@ What the target is, is decided in ``ispasp.targets``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,10 @@ from ispasp.device import widest_float
 from ispasp.gram import Gram
 from ispasp.residual import Consumer, squared_norm
 
-# The ridge, as a share of the mean diagonal of X^T X.
+# The ridge, as a share of the mean diagonal of X^T X: NOISE for as many unknowns as positions, in proportion
+# for fewer, as the best ridge for weights that are all alike would be (the noise in R over what D explains);
+# at least RIDGE. Without it a re-fit of about as many unknowns as positions learns the noise (docs/experiments.md).
+NOISE = 0.03
 RIDGE = 1e-4
 # Where X^T X does not fit into memory, so many positions, evenly spread, stand for all.
 SAMPLED_POSITIONS = 4096
@@ -44,6 +48,9 @@ class Refit:
         before: ||T - A_S(H_S)||_F^2 with the old weights.
         after: the same with the new ones, measured on the data; never larger.
         notes: warnings, a sentence each.
+
+    A target that is not finite (masks of -inf are added behind the layer, say) leaves the old weights; the
+    errors and the energy are then 0, and a note says so.
     """
 
     weight: Tensor
@@ -62,13 +69,11 @@ class Normal:
     cross: Tensor
     sums: Tensor
 
-    def centred(self) -> tuple[Tensor, Tensor]:
-        """X^T X and X^T R of the columns less their means."""
+    def centre(self) -> None:
+        """Make X^T X and X^T R those of the columns less their means, in place."""
         mean = self.gram.sums / self.gram.positions
-        return (
-            self.gram.matrix - torch.outer(mean, self.gram.sums),
-            self.cross - torch.outer(mean, self.sums),
-        )
+        self.gram.matrix.addr_(mean, self.gram.sums, alpha=-1)
+        self.cross.addr_(mean, self.sums, alpha=-1)
 
 
 def refit(
@@ -80,7 +85,7 @@ def refit(
     missing: Sequence[Tensor],
     intercept: bool,
     known: Gram | None = None,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
 ) -> Refit:
     """Re-fit ``consumer`` on the kept groups, and bring its outputs up to date, in place.
 
@@ -94,13 +99,20 @@ def refit(
         missing: R = T - A_S(H_S) per batch; becomes what is still missing.
         intercept: whether there is a place for one.
         known: the Gram matrix of all groups, where it was computed already.
-        ridge: as a share of the mean diagonal of X^T X.
+        ridge: as a share of the mean diagonal of X^T X; ``ridge_for`` the data by default.
+
+    Raises:
+        CalibrationError: H is not finite, or too large to square.
     """
     index = features(selected.nonzero().flatten(), group_size)
     kept = [batch.index_select(consumer.feature_dim, index) for batch in hidden]
     weight = consumer.weight.index_select(1, index)
     before = sum(squared_norm(part) for part in missing)
     energy = sum(squared_norm(old + part) for old, part in zip(outputs, missing, strict=True))
+    unchanged = outputs[0].new_zeros(len(weight)) if intercept else None
+    if not math.isfinite(before + energy):
+        reason = "The target of the re-fit is not finite, or too large to square, so the old weights stay."
+        return Refit(weight.clone(), unchanged, 0.0, 0.0, 0.0, (reason,))
     count = len(index) * grams.patch_size(consumer, 1)
     if grams.fits(count):
         columns = features(index, grams.patch_size(consumer, 1))
@@ -115,8 +127,7 @@ def refit(
         reason = (
             f"The re-fit would have raised the error ({before:.2e} to {after:.2e}), so the old weights stay."
         )
-        none = torch.zeros_like(shift) if intercept else None
-        return Refit(weight.clone(), none, energy, before, before, (*notes, reason))
+        return Refit(weight.clone(), unchanged, energy, before, before, (*notes, reason))
     for old, part, step in zip(outputs, missing, steps, strict=True):
         old += step
         part -= step
@@ -159,14 +170,25 @@ def _normal(
     return Normal(known, cross, sums)
 
 
-def solve(normal: Normal, intercept: bool, ridge: float = RIDGE) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def ridge_for(unknowns: int, positions: int) -> float:
+    """The ridge for so many unknowns per output and calibration positions."""
+    return max(RIDGE, NOISE * unknowns / positions)
+
+
+def solve(
+    normal: Normal, intercept: bool, ridge: float | None = None
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """The change of weights D (f, o), the intercept e (o,) (zeros without one), and warnings.
 
     Solved in double precision by Cholesky; where X^T X is singular, on the span of its eigenvectors.
+    ``normal`` is overwritten, so that two matrices of its size are all that is held (a ridge in place of I).
+
+    Raises:
+        CalibrationError: the equations are not finite.
     """
-    gram = normal.gram
-    matrix, cross = normal.centred() if intercept else (gram.matrix, normal.cross)
+    gram, matrix, cross = normal.gram, normal.gram.matrix, normal.cross
     diagonal = matrix.diagonal()
+    grams.check_finite(float(matrix.norm() + cross.norm()))
     notes = []
     count = len(diagonal)
     if gram.positions < count:
@@ -174,37 +196,58 @@ def solve(normal: Normal, intercept: bool, ridge: float = RIDGE) -> tuple[Tensor
             f"{gram.positions:,} calibration positions for {count:,} unknowns per output: the re-fit leans "
             "on the old weights; use more samples."
         )
-    dead = int((gram.matrix.diagonal() <= 0).sum())
+    dead = int((diagonal <= 0).sum())
     if dead:
         notes.append(
             f"{dead:,} of {count:,} inputs of the kept groups are always zero and keep their weights."
         )
-    scale = diagonal.mean().clamp_min(torch.finfo(diagonal.dtype).tiny)
-    penalty = torch.eye(count, dtype=matrix.dtype, device=matrix.device) * (ridge * scale)
-    factor, failed = torch.linalg.cholesky_ex(matrix + penalty)
-    change = torch.cholesky_solve(cross, factor)
-    if int(failed) or not bool(change.isfinite().all()):
+    if intercept:
+        normal.centre()
+    ridge = ridge_for(count, gram.positions) if ridge is None else ridge
+    penalty = ridge * diagonal.mean().clamp_min(torch.finfo(diagonal.dtype).tiny)
+    diagonal.add_(penalty)
+    change = _cholesky_solve(matrix, cross)
+    if change is None:
         notes.append("X^T X is singular: solved on the span of its eigenvectors instead.")
+        diagonal.sub_(penalty)
         change = _pseudo_solve(matrix, cross)
     mean = gram.sums / gram.positions
     shift = normal.sums / gram.positions - mean @ change if intercept else torch.zeros_like(normal.sums)
     return change, shift, tuple(notes)
 
 
+def _cholesky_solve(matrix: Tensor, cross: Tensor) -> Tensor | None:
+    """The solution of ``matrix @ x = cross``; None where the matrix is singular."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if int(failed):
+        return None
+    # torch.cholesky_solve would copy the factor.
+    half = torch.linalg.solve_triangular(lower, cross, upper=False)
+    solution = torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    return solution if bool(solution.isfinite().all()) else None
+
+
 def _pseudo_solve(matrix: Tensor, cross: Tensor) -> Tensor:
-    """The smallest solution of ``matrix @ x = cross`` in the least-squares sense."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    """The smallest solution of ``matrix @ x = cross`` in the least-squares sense; symmetric ``matrix``."""
+    values, vectors = torch.linalg.eigh(matrix)  # reads the lower triangle alone
     limit = values.max() * len(values) * torch.finfo(torch.float32).eps
     inverse = torch.where(values > limit, 1 / values, torch.zeros_like(values))
     return vectors @ (inverse[:, None] * (vectors.T @ cross))
 
 
 def _solve_sampled(
-    consumer: Consumer, kept: Sequence[Tensor], missing: Sequence[Tensor], intercept: bool, ridge: float
+    consumer: Consumer,
+    kept: Sequence[Tensor],
+    missing: Sequence[Tensor],
+    intercept: bool,
+    ridge: float | None,
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """As ``solve``, over a sample of positions, when X^T X would not fit: (XX^T + ridge)^-1 does.
 
     D = X^T (X X^T + ridge I)^-1 R solves the same problem (the dual form of ridge regression).
+
+    Raises:
+        CalibrationError: X or R is not finite.
     """
     total = sum(_rows(consumer, part[:1]).shape[0] * len(part) for part in missing)
     chosen = torch.linspace(0, total - 1, min(total, SAMPLED_POSITIONS)).long().unique()
@@ -222,16 +265,17 @@ def _solve_sampled(
     x, r = x - mean_x, r - mean_r
     wide = widest_float(x.device)
     kernel = (x @ x.T).to(wide)
+    grams.check_finite(float(kernel.norm() + r.norm()))
     # The mean diagonal of X^T X is the trace of X X^T over the number of features.
     scale = (kernel.diagonal().sum() / x.shape[1]).clamp_min(torch.finfo(wide).tiny)
+    ridge = ridge_for(x.shape[1], len(x)) if ridge is None else ridge
     kernel.diagonal().add_(ridge * scale)
-    factor, failed = torch.linalg.cholesky_ex(kernel)
-    weights = torch.cholesky_solve(r.to(wide), factor)
+    weights = _cholesky_solve(kernel, r.to(wide))
     notes = [
         f"{x.shape[1]:,} unknowns per output: re-fitted on {len(x):,} of {total:,} positions, to stay within "
         f"{grams.MOST_GRAM_BYTES / 2**30:.0f} GiB."
     ]
-    if int(failed) or not bool(weights.isfinite().all()):
+    if weights is None:
         notes.append("X X^T is singular: solved on the span of its eigenvectors instead.")
         weights = _pseudo_solve(kernel, r.to(wide))
     change = (x.T @ weights.to(x.dtype)).to(wide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ispasp import reconstruct, selectors, statistics, targets
+from ispasp import evaluate, reconstruct, selectors, statistics, targets
 from ispasp.algorithm import SelectorSettings
 from ispasp.calibration import Batch
+from ispasp.errors import CalibrationError
 from ispasp.graph import Traced
 from ispasp.records import Block, Progress
+from ispasp.residual import squared_norm
 from ispasp.settings import PruneSettings, groups_to_keep
 from ispasp.statistics import Statistics
 from ispasp.stream import Stream
@@ -29,8 +32,10 @@ class Curve:
     Attributes:
         block: the block, of d groups.
         kept: numbers of groups kept, rising; the last is d.
-        divergence: mean KL divergence of the pruned network's softmax from the dense one's, in nats per
-            example (per position, where there are several), one for each of ``kept``; 0 for all groups.
+        divergence: for each of ``kept``, mean KL divergence of the pruned network's softmax from the dense
+            one's, in nats per example (per position, where there are several); where the output is a single
+            number per example, the relative squared error. 0 for all groups. What is measured with fewer
+            groups counts as no less than with more.
     """
 
     block: Block
@@ -67,7 +72,9 @@ def measure(
         settings: selector, re-fit and multiple, as in pruning.
         scores: as ``OnePass.scores``.
     """
-    log_dense = [_log_softmax(outputs[0]) for outputs in _run(traced, Stream(traced, _copies(batches)), 0)]
+    dense = yield from _run(
+        traced, Stream(traced, _copies(batches)), 0, Progress(0.0, "running the dense model")
+    )
     stream = Stream(traced, _copies(batches))
     by_read = {block.reads[0]: block for block in blocks}
     curves: list[Curve] = []
@@ -75,13 +82,15 @@ def measure(
         if block := by_read.get(node.name):
             collected = statistics.collect_at(block, traced, stream, scores.get(block.name))
             loss = {block.groups: 0.0}
-            for fraction in FRACTIONS:
+            for fraction in sorted(FRACTIONS, reverse=True):
                 kept = groups_to_keep(block.groups, fraction, settings.multiple)
                 if kept not in loss:
-                    yield Progress(len(curves) / len(blocks), f"measuring how sensitive {block.name} is")
+                    now = Progress(len(curves) / len(blocks), f"measuring how sensitive {block.name} is")
+                    yield now
                     fork = stream.fork()
                     _prune(traced, fork, collected, kept, settings)
-                    loss[kept] = _divergence(log_dense, _run(traced, fork, position))
+                    outputs = yield from _run(traced, fork, position, now)
+                    loss[kept] = max(_divergence(dense, outputs, block), *loss.values())
             curves.append(Curve(block, tuple(sorted(loss)), tuple(loss[kept] for kept in sorted(loss))))
             if len(curves) == len(blocks):
                 break
@@ -89,6 +98,11 @@ def measure(
             pass
         if node.op != "output":
             stream.free(node)
+    if all(curve.divergence[0] == 0 for curve in curves):
+        raise CalibrationError(
+            "The model's output does not change when any of its blocks is pruned, so no budget can be shared out "
+            'by sensitivity; use allocation="uniform".'
+        )
     return curves
 
 
@@ -123,23 +137,35 @@ def _prune(traced: Traced, fork: Stream, collected: Statistics, kept: int, setti
         fork.replace(consumer.node, [consumer.add_bias(output, fork.fixed) for output in outputs])
 
 
-def _run(traced: Traced, stream: Stream, first: int) -> list[list[Tensor]]:
-    """Execute every node from ``first`` on; the model's outputs, one list per batch."""
+def _run(
+    traced: Traced, stream: Stream, first: int, now: Progress
+) -> Generator[Progress, None, list[Tensor]]:
+    """Execute every node from ``first`` on, saying ``now`` in between; the model's first output per batch."""
     for node in traced.nodes[first:]:
         for _ in stream.run(node):
             pass
         if node.op != "output":
             stream.free(node)
-    return [stream.outputs(number) for number in range(len(stream.batches))]
+            yield now
+    return [stream.outputs(number)[0] for number in range(len(stream.batches))]
 
 
-def _log_softmax(logits: Tensor) -> Tensor:
-    return F.log_softmax(logits.float(), -1)
-
-
-def _divergence(log_dense: Sequence[Tensor], outputs: Sequence[Sequence[Tensor]]) -> float:
+def _divergence(dense: Sequence[Tensor], outputs: Sequence[Tensor], block: Block) -> float:
     total = count = 0.0
-    for expected, (logits, *_) in zip(log_dense, outputs, strict=True):
-        total += float(F.kl_div(_log_softmax(logits), expected, log_target=True, reduction="sum"))
-        count += expected[..., 0].numel()
-    return max(0.0, total / count)
+    for expected, output in zip(dense, outputs, strict=True):
+        expected, output = expected.float(), output.float()
+        classes = evaluate.class_dimension(output)
+        if classes is None:
+            total += squared_norm(expected - output)
+            count += squared_norm(expected)
+        else:
+            log_p, log_q = (value.log_softmax(classes) for value in (expected, output))
+            total += float(F.kl_div(log_q, log_p, log_target=True, reduction="sum"))
+            count += output.numel() / output.shape[classes]
+    divergence = total / count if count else 0.0
+    if not math.isfinite(divergence):
+        raise CalibrationError(
+            f"The model's output is not finite when block {block.name} is pruned; check its weights and the scale "
+            "of its inputs."
+        )
+    return divergence

@@ -24,7 +24,7 @@ class PruneSettings:
         multiple: kept groups are rounded to multiples of this; 1 for the paper's exact counts.
         candidate_factor: c, candidates per kept group; 2 in the paper.
         iterations: most iterations per block; 20 in the paper.
-        seed: for selectors and distillation, where they draw at random.
+        seed: for selectors and distillation, where they draw at random; below 2^63.
         recalibrate: measure the statistics of the batch norms behind a pruned layer anew.
         distil: gradient steps towards the dense model after slicing; 0 for none.
         allocation: ``"uniform"`` keeps the same fraction of every block; ``"macs"`` and ``"params"``
@@ -56,7 +56,7 @@ class PruneSettings:
             )
         check_whole_number("multiple", self.multiple, at_least=1)
         check_whole_number("iterations", self.iterations, at_least=1)
-        check_whole_number("seed", self.seed, at_least=0)
+        check_whole_number("seed", self.seed, at_least=0, at_most=2**63 - 1)
         check_whole_number("distil", self.distil, at_least=0)
         if not isinstance(self.recalibrate, bool):
             raise SettingError(f"recalibrate is {self.recalibrate!r}; give True or False.")

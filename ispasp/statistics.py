@@ -22,7 +22,7 @@ from ispasp.device import widest_float
 from ispasp.gram import Gram
 from ispasp.graph import Traced
 from ispasp.records import Block
-from ispasp.residual import Consumer, SplitOutput
+from ispasp.residual import Consumer, SplitOutput, squared_norm
 from ispasp.stream import Stream
 
 
@@ -178,7 +178,11 @@ def collect(
         hidden: H, one tensor per batch.
         producer: weight of the producer, groups along dimension 0.
         taylor: (d,) from ``ispasp.taylor.scores``, where there are labels.
+
+    Raises:
+        CalibrationError: H or a weight is not finite, or so large that the output's energy might not be.
     """
+    _check_energy(consumers, hidden)
     dim = consumers[0].feature_dim
     wide = widest_float(hidden[0].device)
     flat = [values if dim == 1 else values.reshape(-1, values.shape[-1]) for values in hidden]
@@ -195,3 +199,16 @@ def collect(
         producer=producer.detach(),
         taylor=taylor,
     )
+
+
+def _check_energy(consumers: Sequence[Consumer], hidden: Sequence[Tensor]) -> None:
+    """Refuse what no selector could rank, without computing the output: ||A(H)||^2 <= k^2 ||H||^2 ||W||^2.
+
+    Raises:
+        CalibrationError: that bound is not finite in the precision that energies are summed in.
+    """
+    energy = sum(squared_norm(batch) for batch in hidden)
+    most = torch.finfo(torch.promote_types(hidden[0].dtype, torch.float32)).max
+    gram.check_finite(energy, most)
+    for consumer in consumers:
+        gram.check_finite(energy * squared_norm(consumer.weight) * gram.patch_size(consumer, 1), most)

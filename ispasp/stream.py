@@ -22,6 +22,9 @@ from ispasp.device import widest_float
 from ispasp.errors import CalibrationError
 from ispasp.graph import Traced
 
+# A channel whose variance falls to this share counts as constant on the calibration data.
+CONSTANT_BELOW = 1e-6
+
 
 class Stream:
     """Values of one execution, one per batch and live node.
@@ -79,16 +82,20 @@ class Stream:
         self.ready[node] = results
 
     @torch.no_grad()
-    def recalibrate(self, norm: fx.Node) -> tuple[Tensor, Tensor]:
+    def recalibrate(self, norm: fx.Node) -> tuple[Tensor, Tensor] | None:
         """Give a batch norm the statistics of its own input over all batches.
 
-        Returns how far the mean moved, and the new variance, (channels,) each.
+        Returns how far the mean moved, and the new variance, (channels,) each; None, and nothing is changed,
+        where there is no more than one position. A channel that is constant on the data keeps its variance:
+        dividing by almost nothing would blow up every other input.
         """
         value, _, _, mean, variance, *_ = norm.args
         inputs = self.values[value]  # type: ignore[index]
         rest = [d for d in range(inputs[0].ndim) if d != 1]
         wide = widest_float(inputs[0].device)
         count = sum(batch[:, 0].numel() for batch in inputs)
+        if count < 2:
+            return None
         new_mean = sum(batch.sum(rest, dtype=wide) for batch in inputs) / count
         shape = [1, -1] + [1] * (len(rest) - 1)
         squares = sum(
@@ -96,14 +103,31 @@ class Stream:
         )
         old_mean, old_variance = self.fixed[mean], self.fixed[variance]  # type: ignore[index]
         self.fixed[mean] = new_mean.to(old_mean.dtype)  # type: ignore[index]
-        self.fixed[variance] = (squares / count).to(old_variance.dtype)  # type: ignore[index]
+        new_variance = (squares / count).to(old_variance.dtype)
+        constant = new_variance <= CONSTANT_BELOW * old_variance
+        self.fixed[variance] = torch.where(constant, old_variance, new_variance)  # type: ignore[index]
         return self.fixed[mean] - old_mean, self.fixed[variance]  # type: ignore[index]
 
     def fork(self) -> Stream:
-        """A stream that goes on from here on its own, with copies of all live values."""
+        """A stream that goes on from here on its own, with copies of all live values.
+
+        Values that share memory, such as a view and its base, still do so in the copy: an operation in
+        place must reach both.
+        """
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def own(value: Tensor) -> Tensor:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in storages:
+                storages[storage.data_ptr()] = storage.clone()
+            blank = torch.empty(0, dtype=value.dtype, device=value.device)
+            return blank.set_(
+                storages[storage.data_ptr()], value.storage_offset(), value.shape, value.stride()
+            )
+
         other = copy.copy(self)
         other.fixed, other.ready = dict(self.fixed), {}
-        other.values = pytree.tree_map_only(Tensor, Tensor.clone, self.values)
+        other.values = pytree.tree_map_only(Tensor, own, self.values)
         return other
 
     def outputs(self, batch: int) -> list[Tensor]:

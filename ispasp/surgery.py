@@ -83,8 +83,10 @@ def tolerance(value: Tensor) -> float:
 def check_equal(masked: Sequence[Tensor], sliced: Sequence[Tensor]) -> None:
     """Compare every output of the masked and the sliced model.
 
+    Infinities, such as those of masked classes, must be the same in both; NaN never passes.
+
     Raises:
-        SurgeryError: shapes differ, or values by more than ``tolerance`` of the largest masked output.
+        SurgeryError: shapes differ, or values by more than ``tolerance`` of the largest finite masked output.
     """
     if [value.shape for value in masked] != [value.shape for value in sliced]:
         raise SurgeryError(
@@ -92,8 +94,15 @@ def check_equal(masked: Sequence[Tensor], sliced: Sequence[Tensor]) -> None:
             f"{listing(tuple(v.shape) for v in masked)}; nothing was kept."
         )
     for expected, got in zip(masked, sliced, strict=True):
-        scale = expected.double().abs().max().item() or 1.0
-        difference = (expected.double() - got.double()).abs().max().item() / scale
+        wanted, found = expected.double(), got.double()
+        finite = wanted.isfinite()
+        if not torch.equal(wanted[~finite], found[~finite]) or not bool(found[finite].isfinite().all()):
+            raise SurgeryError(
+                "The sliced model differs from the masked model in values that are not finite, so nothing was "
+                "kept; check the model's weights and the scale of the calibration data."
+            )
+        scale = wanted.where(finite, 0.0).abs().max().item() or 1.0
+        difference = (wanted - found).where(finite, 0.0).abs().max().item() / scale
         if not difference <= tolerance(expected):
             raise SurgeryError(
                 f"The sliced model differs from the masked model by {difference:.1e} of the output's scale "

@@ -10,21 +10,19 @@ identified, symmetric is used instead.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from ispasp.blocks import ELEMENTWISE, NONLINEAR, POOLING
-from ispasp.graph import Traced, last_used
+from ispasp.blocks import ELEMENTWISE
+from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced, last_used
 from ispasp.residual import Consumer
 from ispasp.stream import Stream
 
 aten = torch.ops.aten
 
-# Behind these the output is another value, which is not added to a shortcut of this one.
-_ENDS = {*NONLINEAR, *POOLING, aten.conv2d, aten.linear, aten.layer_norm, aten.cat, aten.flatten, aten.mean}
 _ADDITIONS = {aten.add, aten.add_}
 
 
@@ -34,79 +32,116 @@ class Role:
 
     Attributes:
         norm: the batch norm that alone reads it, if any.
-        shortcut: the value that it is added to, behind that norm, if any.
-        joins: where the two are added.
+        shortcuts: the values that are added to it, behind that norm.
+        joins: the last of these additions.
         problem: why the target cannot be taken from the dense stream; empty where it can.
     """
 
     norm: fx.Node | None = None
-    shortcut: fx.Node | None = None
+    shortcuts: tuple[fx.Node, ...] = ()
     joins: fx.Node | None = None
     problem: str = ""
 
 
 def role(read: fx.Node, traced: Traced) -> Role:
-    """Follow the output of the consumer ``read`` up to an addition, or to what rules one out."""
-    value, norm = read, None
+    """Follow the output of the consumer ``read`` through a batch norm and all additions."""
+    behind = _descendants(read)
+    value, norm, joins = read, None, None
+    shortcuts: list[fx.Node] = []
     while True:
         users = [user for user in value.users if user.target != aten.sym_size.int]
-        if len(users) != 1:
-            problems = [problem for user in users if (problem := _problem(user, value))]
-            return Role(norm, problem=problems[0] if problems else "")
-        user = users[0]
-        packet = getattr(user.target, "overloadpacket", None)
-        if packet is aten.batch_norm and norm is None and user.args[0] is value:
-            norm = user
+        packet = getattr(users[0].target, "overloadpacket", None) if len(users) == 1 else None
+        if packet is aten.batch_norm and value is read and _norms_outputs(users[0], read):
+            norm = users[0]
         elif packet in _ADDITIONS:
-            others = [node for node in user.all_input_nodes if node is not value]
-            if others and others[0] not in traced.fixed:
-                if user.kwargs.get("alpha", 1) != 1:
-                    return Role(norm, problem="the shortcut is scaled where it is added")
-                return Role(norm, others[0], user)
+            added, problem = _addend(users[0], value, read, traced)
+            if problem:
+                return Role(norm, problem=problem)
+            if added in behind:
+                break  # the beginning of a residual stream: what is added comes from this output
+            if added is not None:
+                shortcuts.append(added)
+                joins = users[0]
         elif packet not in ELEMENTWISE:
-            return Role(norm, problem=_problem(user, value))
-        value = user
+            break
+        value = users[0]
+    if shortcuts:
+        return Role(norm, tuple(shortcuts), joins)
+    later = _added_later(value, behind, traced)
+    return Role(norm, problem=f"a shortcut joins it behind {later}" if later else "")
 
 
-def _problem(user: fx.Node, value: fx.Node) -> str:
-    """Why a shortcut might be added behind ``user``, which reads ``value``; empty where it cannot be."""
-    packet = getattr(user.target, "overloadpacket", user.target)
-    if user.op == "output" or packet in _ENDS:
-        return ""
-    if packet in _ADDITIONS and all(_depends(node, value) for node in user.all_input_nodes):
-        return ""  # the beginning of a residual stream: what is added comes from it
-    return f"its output goes through {packet} before it meets a shortcut"
+def _norms_outputs(norm: fx.Node, read: fx.Node) -> bool:
+    """Whether the norm's channels, dimension 1, are the consumer's outputs."""
+    return norm.args[0] is read and (read.target in CONVOLUTIONS or read.meta["val"].ndim == 2)
 
 
-def _depends(node: fx.Node, source: fx.Node) -> bool:
-    """Whether ``node`` is computed from ``source``."""
-    seen: set[fx.Node] = set()
-    queue = [node]
+def _addend(addition: fx.Node, value: fx.Node, read: fx.Node, traced: Traced) -> tuple[fx.Node | None, str]:
+    """What ``addition`` adds to ``value``, None for a constant; and why it cannot be a shortcut, if so."""
+    if addition.kwargs.get("alpha", 1) != 1:
+        return None, "what is added to it is scaled"
+    if addition.args[0] is addition.args[1]:
+        return None, "it is added to itself"
+    added = addition.args[1] if addition.args[0] is value else addition.args[0]
+    if not isinstance(added, fx.Node) or added in traced.fixed:
+        return None, ""
+    shapes = [getattr(node.meta.get("val"), "shape", None) for node in (added, addition, read)]
+    if any(shape != shapes[0] for shape in shapes):
+        return None, "what it is added to has another shape"
+    return added, ""
+
+
+def _descendants(source: fx.Node) -> set[fx.Node]:
+    """Every node that is computed from ``source``, itself included."""
+    found: set[fx.Node] = set()
+    queue = [source]
     while queue:
         node = queue.pop()
-        if node is source:
-            return True
-        if node not in seen:
-            seen.add(node)
-            queue.extend(node.all_input_nodes)
-    return False
+        if node not in found:
+            found.add(node)
+            queue.extend(node.users)
+    return found
+
+
+def _added_later(value: fx.Node, behind: set[fx.Node], traced: Traced) -> str:
+    """The operation behind which something independent is added to ``value``; empty where there is none.
+
+    Looked for up to the next convolutions and linear layers, which could not pass a repair on.
+    """
+    seen: set[fx.Node] = set()
+    queue = [(user, user) for user in value.users]
+    while queue:
+        node, first = queue.pop()
+        if node in seen or node.op != "call_function" or node.target in CONSUMERS:
+            continue
+        seen.add(node)
+        packet = getattr(node.target, "overloadpacket", None)
+        others = [
+            other for other in node.all_input_nodes if other not in behind and other not in traced.fixed
+        ]
+        if packet in _ADDITIONS and others:
+            return str(getattr(first.target, "overloadpacket", first.target))
+        queue.extend((user, first) for user in node.users)
+    return ""
 
 
 def roles(
-    traced: Traced, reads: Sequence[fx.Node], apart: Collection[fx.Node]
+    traced: Traced, first_reads: Mapping[fx.Node, fx.Node], apart: Collection[fx.Node]
 ) -> tuple[Traced, dict[fx.Node, Role]]:
-    """The role of every consumer, and the model with each shortcut computed before its consumer.
+    """The role of every consumer, and the model with each shortcut computed before it is needed.
 
     Args:
         traced: the model.
-        reads: the consumers, in execution order.
+        first_reads: for every consumer, in execution order, the first consumer of its block.
         apart: nodes that must not be moved: hidden representations and consumers.
     """
     nodes, found = list(traced.nodes), {}
-    for read in reads:
+    for read, first in first_reads.items():
         this = role(read, traced)
-        if this.shortcut is not None and this.joins is not None:
-            moved = _hoisted(nodes, read, this.shortcut, this.joins, apart)
+        if this.joins is not None:
+            moved: list[fx.Node] | None = nodes
+            for shortcut in this.shortcuts:
+                moved = _hoisted(moved, first, shortcut, this.joins, apart) if moved is not None else None
             if moved is None:
                 this = Role(this.norm, problem="its shortcut is not known before it runs")
             else:
@@ -116,22 +151,23 @@ def roles(
 
 
 def _hoisted(
-    nodes: list[fx.Node], read: fx.Node, shortcut: fx.Node, joins: fx.Node, apart: Collection[fx.Node]
+    nodes: list[fx.Node], first: fx.Node, shortcut: fx.Node, joins: fx.Node, apart: Collection[fx.Node]
 ) -> list[fx.Node] | None:
-    """``nodes`` with all that ``shortcut`` needs before ``read``; None where that could change values."""
+    """``nodes`` with all that ``shortcut`` needs before ``first``; None where that could change values."""
     position = {node: index for index, node in enumerate(nodes)}
-    start = position[read]
+    start = position[first]
     needed: set[fx.Node] = set()
     queue = [shortcut]
     while queue:
         node = queue.pop()
         if node in needed or position.get(node, -1) < start:
             continue
-        if node is read or node in apart:
+        if node in apart:
             return None
         needed.add(node)
         queue.extend(node.all_input_nodes)
-    # An operation in place may change a value that another one reads; order would matter then.
+    # An operation in place may change a value that another one reads; order would matter then. The last
+    # addition may be one: it is where the repair takes effect.
     if any(_mutates(node) for node in nodes[start : position[joins]]):
         return None
     ahead = [node for node in nodes[start:] if node in needed]
@@ -162,7 +198,7 @@ def dense_target(
     shape = (-1, 1, 1) if consumer.feature_dim == 1 else (-1,)
     bias = consumer.node.args[2] if len(consumer.node.args) > 2 else None
     scale: Tensor | None = None
-    if this.norm is not None and this.shortcut is not None:
+    if this.norm is not None and this.shortcuts:
         scale = norm_scale(this.norm, pruned)
         # A channel that the norm switches off cannot repair anything.
         scale = torch.where(scale.abs() > 1e-3 * scale.abs().max(), 1 / scale, torch.zeros_like(scale)).view(
@@ -173,11 +209,9 @@ def dense_target(
         target = dense.ready[consumer.node][number].to(output.dtype)
         if isinstance(bias, fx.Node):
             target = target - dense.fixed[bias].view(shape)
-        if this.shortcut is not None:
-            repair = (dense.values[this.shortcut][number] - pruned.values[this.shortcut][number]).to(
-                output.dtype
-            )
-            target = target + (repair if scale is None else repair * scale)
+        for shortcut in this.shortcuts:
+            repair = dense.values[shortcut][number] - pruned.values[shortcut][number]
+            target = target + repair.to(output.dtype) * (1 if scale is None else scale)
         missing.append(target - output)
     return missing
 

@@ -403,10 +403,10 @@ def test_other_selectors_speak_their_own_words(selector: str, said: str, bars: s
 
 def test_distillation_is_a_stage_that_can_be_seen_paused_and_stopped(runs_folder: Path) -> None:
     app = few_samples(visit())
-    choose(app, "distil", 800)
+    choose(app, "distil", 1000)
     press(app, "run_button")
     until(app, lambda: "distilling, step" in words(app))
-    assert "of 800" in words(app) and enabled(app) == {"pause", "stop"}
+    assert "of 1000" in words(app) and enabled(app) == {"pause", "stop"}
     press(app, "pause_button")
     until(app, lambda: "Paused" in words(app))
     assert "while distilling, step" in words(app) and "all 1 blocks" not in words(app)

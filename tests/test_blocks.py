@@ -235,6 +235,43 @@ class NormWithoutStatistics(PlainNorm):
         super().__init__(track_running_stats=False)
 
 
+class ForeignBias(Two):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.relu(self.first(x)), self.second.weight, bias=self.offset)
+
+
+class ComputedBias(ForeignBias):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.relu(self.first(x)), self.second.weight, self.second.bias * self.offset)
+
+
+class ProducerWithForeignBias(ForeignBias):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(F.linear(x, self.first.weight, self.offset)))
+
+
+class ComputedBiasOfAConvolution(Grouped):
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.first.bias is not None
+        return self.second(torch.relu(F.conv2d(x, self.first.weight, self.first.bias * 2)))
+
+
+class WithoutItsBias(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.relu(self.first(x)), self.second.weight)
+
+
+@pytest.mark.parametrize("reconstruct", ["none", "symmetric"])
+def test_a_bias_that_is_left_out_is_no_obstacle(reconstruct: str) -> None:
+    model = WithoutItsBias().eval()
+    result = ispasp.prune(model, [VECTOR], 0.5, multiple=1, reconstruct=reconstruct, device="cpu")
+    assert result.model.second.weight.shape == (6, 3)
+
+
 class GradientsInside(Two):
     def forward(self, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -265,6 +302,10 @@ class GradientsInside(Two):
         (Grouped, IMAGE, "grouped or depthwise"),
         (AsWeight, VECTOR, "used as a weight"),
         (ShuffledView, VECTOR, "not known to keep groups apart"),
+        (ForeignBias, VECTOR, "the bias added to second is not that layer's own parameter"),
+        (ComputedBias, VECTOR, "the bias added to second is not"),
+        (ProducerWithForeignBias, VECTOR, "the bias added to first is not"),
+        (ComputedBiasOfAConvolution, IMAGE, "the bias added to first is not"),
     ],
 )
 def test_what_could_be_pruned_wrongly_is_refused_with_the_reason(

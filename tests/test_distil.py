@@ -23,6 +23,7 @@ from ispasp.distil import (
 )
 from ispasp.errors import CalibrationError, DeviceError, ISpaSPError, ModelError, SettingError
 from ispasp.records import Progress
+from ispasp.settings import PruneSettings
 from tests.conftest import settle_batch_norm
 
 
@@ -146,13 +147,15 @@ def test_same_seed_same_weights_and_arguments_and_random_state_untouched() -> No
 def test_never_worse_than_given(learning_rate: float) -> None:
     pruned, dense, batches = pair()
     work = distil_steps(pruned, dense, read(batches), 12, learning_rate=learning_rate)
-    recovery, _ = finish(work)
+    recovery, progress = finish(work)
     assert recovery.objective_after == recovery.objective_before
     assert all(
         torch.equal(value, pruned.state_dict()[name]) for name, value in recovery.model.state_dict().items()
     )
     if learning_rate == 1e30:  # the second step meets a loss that is not finite
         assert recovery.steps < 12
+        stop = f"distilling stopped at step {recovery.steps} of 12: the loss is not finite"
+        assert (progress[-1].done, progress[-1].doing) == (1, stop)
 
 
 def test_identity_stays() -> None:
@@ -301,6 +304,67 @@ def test_only_a_lone_image_input_is_varied() -> None:
         assert ({tuple(row.flatten().tolist()) for row in drawn.tensors[0]} == originals) != varied
 
 
+class Viewing(nn.Module):
+    """Not for channels-last layouts: it views its feature maps as rows, or has a parameter of five dimensions."""
+
+    def __init__(self, width: int, view: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 4, 3, padding=1)
+        self.scale = None if view else nn.Parameter(torch.ones(1, 4, 1, 1, 1))
+        self.fc = nn.Linear(4 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.conv1(x).relu()).relu()
+        return self.fc(x.view(len(x), -1) if self.scale is None else (x * self.scale[..., 0]).flatten(1))
+
+
+@pytest.mark.parametrize("view", [True, False])
+def test_models_that_bear_no_channels_last_layout(view: bool) -> None:
+    dense, pruned, data = Viewing(9, view), Viewing(3, view), torch.randn(40, 3, 8, 8)
+    pruned.fc.load_state_dict(dense.fc.state_dict())
+    recovery, _ = finish(distil_steps(pruned, dense, read(data), 20))
+    assert recovery.steps == 20 and recovery.objective_after < recovery.objective_before
+    assert torch.isfinite(recovery.model(data)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_trained_in_single_and_measured_in_its_own(dtype: torch.dtype) -> None:
+    pruned, dense, batches = pair()
+    for model in (pruned, dense):
+        model.to(dtype)
+    halves = [batch.to(dtype) for batch in batches]
+    recovery, _ = finish(distil_steps(pruned, dense, read(halves), 40, batch_size=32))
+    assert recovery.steps == 40 and recovery.objective_after < 0.7 * recovery.objective_before
+    state = recovery.model.state_dict()
+    assert {name: value.dtype for name, value in state.items()} == {
+        name: value.dtype for name, value in pruned.state_dict().items()
+    }
+    assert recovery.model(halves[0]).dtype == next(dense.parameters()).dtype == dtype
+    data = [batch.float() for batch in halves]
+    for model, objective in (
+        (pruned, recovery.objective_before),
+        (recovery.model, recovery.objective_after),
+    ):
+        by_hand = objective_by_hand(copy.deepcopy(model).float(), copy.deepcopy(dense).float(), data)
+        assert objective == pytest.approx(by_hand, rel=1e-4)
+
+
+class Halving(nn.Module):
+    """It wants its input in half precision, whatever its weights are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.half())
+
+
+def test_a_model_that_runs_in_half_precision_alone_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="two examples of the single-precision calibration data"):
+        distil(Halving().half(), Halving().half(), torch.randn(8, 6).half(), 5, device="cpu")
+
+
 class Pixels(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -363,6 +427,12 @@ def test_settings_are_checked_at_the_call() -> None:
         distil_steps(mlp(3), mlp(9), read(torch.randn(4, 6)), -1)
     with pytest.raises(CalibrationError, match="empty"):
         distil_steps(mlp(3), mlp(9), [])
+    for check in (
+        lambda seed: PruneSettings(seed=seed),
+        lambda seed: distil_steps(mlp(3), mlp(9), [], seed=seed),
+    ):
+        with pytest.raises(SettingError, match="give a whole number from 0 to 9223372036854775807"):
+            check(2**63)
 
 
 @pytest.mark.gpu

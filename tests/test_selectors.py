@@ -464,6 +464,31 @@ def test_random_follows_seed_and_block() -> None:
     assert draws[0][:2].tolist() == pytest.approx([0.5405552453610556, 0.9537615170137381])
 
 
+@pytest.mark.parametrize("fault", ["H is too large to square", "A(H) is", "H holds NaN", "W holds infinity"])
+@pytest.mark.parametrize("name", ["two layers", "3x3"])
+def test_values_that_no_selector_could_rank_are_refused(name: str, fault: str) -> None:
+    """Without that, gfs kept fewer groups than asked, and others a residual of NaN."""
+    _, block, consumers, producer = known(name)
+    found, _, hidden, _ = gathered(name)
+    weight = consumers[0].weight.clone()
+    if fault.startswith("H is"):
+        hidden = hidden * 1e25
+    elif fault.startswith("A(H)"):
+        hidden, weight = hidden * 1e15, weight * 1e15
+    elif fault.startswith("H holds"):
+        hidden = hidden.clone()
+        hidden[7].view(-1)[3] = math.nan
+    else:
+        weight.view(-1)[3] = math.inf
+    with pytest.raises(CalibrationError, match="NaN, infinite or too large to square"):
+        statistics.collect(
+            block, [dataclasses.replace(consumers[0], weight=weight)], thirds(hidden), producer
+        )
+    large = statistics.collect(block, consumers, thirds(found.hidden[0] * 1e15), producer)
+    for selector in ("gfs", "ispasp", "random"):
+        check(run(selector, large, 3), large, 3)
+
+
 def test_selectors_that_need_a_gram_say_so_when_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram, "MOST_GRAM_BYTES", 64)
     for name in selectors.names():

@@ -11,7 +11,7 @@ from ispasp.settings import RECONSTRUCTIONS
 from ispasp.vocabulary import refit_words, selector_words
 from ui.words import HELP
 
-STEPS = (0, 100, 200, 400, 800)
+STEPS = (0, 100, 200, 400, 1000)
 
 
 def draw(locked: bool) -> dict[str, Any]:
