@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-import torchvision
+import torchvision  # type: ignore[import-untyped]
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a script, from anywhere
 
