@@ -97,7 +97,8 @@ def iterate(
         blocks: names of the blocks to prune; all prunable ones by default.
         device: ``"auto"`` (CUDA, then MPS, then CPU), or a device's name.
         seed: for selectors and distillation, where they draw at random.
-        recalibrate: measure the statistics of every batch norm behind the first pruned layer anew.
+        recalibrate: measure the statistics of every batch norm that pruning reaches anew, those behind a
+            re-fitted consumer excepted.
         distil: gradient steps of ``ispasp.distil`` on the calibration data after slicing; 0 for none.
         allocation: how a single ``keep`` is shared out: ``"uniform"``, the same for every block, or
             ``"macs"`` or ``"params"``, what costs as much, by sensitivity (``ispasp.allocation``).

@@ -63,11 +63,18 @@ class Refit:
 
 @dataclass(frozen=True)
 class Normal:
-    """The normal equations: ``gram`` of X (f features), X^T R (f, o), the column sums of R (o,)."""
+    """The normal equations: ``gram`` of X (f features), X^T R (f, o), the column sums of R (o,), and the
+    relative precision in which their products were taken."""
 
     gram: Gram
     cross: Tensor
     sums: Tensor
+    precision: float
+
+    def noise(self) -> float:
+        """How far rounding may move the eigenvalues of X^T X; to be asked before ``centre``."""
+        size = float(self.gram.matrix.diagonal().mean())
+        return 8 * self.precision * math.sqrt(len(self.gram.sums)) * size
 
     def centre(self) -> None:
         """Make X^T X and X^T R those of the columns less their means, in place."""
@@ -154,6 +161,7 @@ def _normal(
     wide = widest_float(kept[0].device)
     outputs, device = len(consumer.weight), kept[0].device
     count = kept[0].shape[consumer.feature_dim] * grams.patch_size(consumer, 1)
+    precision = torch.finfo(torch.promote_types(kept[0].dtype, torch.float32)).eps
     cross = torch.zeros(count, outputs, dtype=wide, device=device)
     sums = torch.zeros(outputs, dtype=wide, device=device)
 
@@ -163,11 +171,11 @@ def _normal(
         sums.add_(targets.sum(0, dtype=wide))
 
     if known is None:
-        return Normal(grams.collect(consumer, kept, add), cross, sums)
+        return Normal(grams.collect(consumer, kept, add), cross, sums, precision)
     for number, batch in enumerate(kept):
         for rows, examples in grams.patches(consumer, batch):
             add(rows, number, examples)
-    return Normal(known, cross, sums)
+    return Normal(known, cross, sums, precision)
 
 
 def ridge_for(unknowns: int, positions: int) -> float:
@@ -201,10 +209,12 @@ def solve(
         notes.append(
             f"{dead:,} of {count:,} inputs of the kept groups are always zero and keep their weights."
         )
+    # Inputs that hardly vary leave nothing but rounding when their means are taken off; a ridge stays above it.
+    floor = normal.noise() if ridge != 0 else 0.0
     if intercept:
         normal.centre()
     ridge = ridge_for(count, gram.positions) if ridge is None else ridge
-    penalty = ridge * diagonal.mean().clamp_min(torch.finfo(diagonal.dtype).tiny)
+    penalty = (ridge * diagonal.mean()).clamp_min(max(floor, torch.finfo(diagonal.dtype).tiny))
     diagonal.add_(penalty)
     change = _cholesky_solve(matrix, cross)
     if change is None:

@@ -160,7 +160,10 @@ def _divergence(dense: Sequence[Tensor], outputs: Sequence[Tensor], block: Block
             count += squared_norm(expected)
         else:
             log_p, log_q = (value.log_softmax(classes) for value in (expected, output))
-            total += float(F.kl_div(log_q, log_p, log_target=True, reduction="sum"))
+            # Classes that a model masks out with -inf have no part in it.
+            masked = log_p.isneginf() & log_q.isneginf()
+            terms = F.kl_div(log_q, log_p, log_target=True, reduction="none")
+            total += float(terms.masked_fill(masked, 0).sum())
             count += output.numel() / output.shape[classes]
     divergence = total / count if count else 0.0
     if not math.isfinite(divergence):

@@ -25,7 +25,7 @@ class PruneSettings:
         candidate_factor: c, candidates per kept group; 2 in the paper.
         iterations: most iterations per block; 20 in the paper.
         seed: for selectors and distillation, where they draw at random; below 2^63.
-        recalibrate: measure the statistics of the batch norms behind a pruned layer anew.
+        recalibrate: measure the statistics of the batch norms that pruning reaches anew.
         distil: gradient steps towards the dense model after slicing; 0 for none.
         allocation: ``"uniform"`` keeps the same fraction of every block; ``"macs"`` and ``"params"``
             share the same MACs or parameters out by sensitivity (``ispasp.allocation``).

@@ -44,6 +44,7 @@ class Stream:
             node: value.detach() if isinstance(value, nn.Parameter) else value.clone()
             for node, value in traced.fixed.items()
         }
+        self.buffers = {node for node, value in traced.fixed.items() if not isinstance(value, nn.Parameter)}
         self.values: dict[fx.Node, list[Any]] = {}
         self.ready: dict[fx.Node, list[Tensor]] = {}
         placeholders = [node for node in traced.nodes if node.op == "placeholder"]
@@ -98,14 +99,15 @@ class Stream:
             return None
         new_mean = sum(batch.sum(rest, dtype=wide) for batch in inputs) / count
         shape = [1, -1] + [1] * (len(rest) - 1)
-        squares = sum(
-            (batch - new_mean.to(batch.dtype).view(shape)).square().sum(rest, dtype=wide) for batch in inputs
-        )
+        squares = torch.zeros_like(new_mean)
+        for batch in inputs:
+            single = batch.to(torch.promote_types(batch.dtype, torch.float32))  # squares leave half precision
+            squares += (single - new_mean.to(single.dtype).view(shape)).square().sum(rest, dtype=wide)
         old_mean, old_variance = self.fixed[mean], self.fixed[variance]  # type: ignore[index]
         self.fixed[mean] = new_mean.to(old_mean.dtype)  # type: ignore[index]
         new_variance = (squares / count).to(old_variance.dtype)
-        constant = new_variance <= CONSTANT_BELOW * old_variance
-        self.fixed[variance] = torch.where(constant, old_variance, new_variance)  # type: ignore[index]
+        usable = new_variance.isfinite() & (new_variance > CONSTANT_BELOW * old_variance)
+        self.fixed[variance] = torch.where(usable, new_variance, old_variance)  # type: ignore[index]
         return self.fixed[mean] - old_mean, self.fixed[variance]  # type: ignore[index]
 
     def fork(self) -> Stream:
@@ -126,7 +128,9 @@ class Stream:
             )
 
         other = copy.copy(self)
-        other.fixed, other.ready = dict(self.fixed), {}
+        # Parameters are the model's; buffers are each stream's own.
+        own_buffers = {n: own(v) for n, v in self.fixed.items() if n in self.buffers}
+        other.fixed, other.ready = self.fixed | own_buffers, {}
         other.values = pytree.tree_map_only(Tensor, own, self.values)
         return other
 

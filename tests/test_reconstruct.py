@@ -220,7 +220,10 @@ def test_a_solution_holds_one_matrix_besides_the_equations() -> None:
     rows = torch.randn(2 * count, count, dtype=torch.float64)
     cross = rows.T @ torch.randn(len(rows), outputs, dtype=torch.float64)
     equations = reconstruct.Normal(
-        gram.Gram(rows.T @ rows, rows.sum(0), len(rows)), cross, torch.zeros(outputs, dtype=torch.float64)
+        gram.Gram(rows.T @ rows, rows.sum(0), len(rows)),
+        cross,
+        torch.zeros(outputs, dtype=torch.float64),
+        torch.finfo(torch.float64).eps,
     )
     with torch.profiler.profile(
         profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
@@ -433,3 +436,13 @@ def test_recalibrated_norms_have_the_statistics_of_their_input(
         # Behind a re-fitted consumer the norm keeps its own: the re-fit has aimed at them.
         expected = {"second.1", "downsample.1"} | ({"first.4", "second.4"} if target == "none" else set())
         assert expected <= set(changed) and (target == "none" or not {"first.4", "second.4"} & set(changed))
+
+
+def test_inputs_that_do_not_vary_keep_their_weights() -> None:
+    """Less their means nothing is left but rounding, from which nothing can be learnt."""
+    network = oracle.two_layer_network(20, 64, 10, seed=0)
+    same = torch.randn(1, 20).expand(64, 20).contiguous()
+    result = ispasp.prune(network, [same], 0.5, reconstruct="symmetric", multiple=1)
+    kept = list(result.blocks_pruned[0].selected)
+    old, new = network[2].weight.detach()[:, kept], result.model[2].weight.detach()
+    assert ((new - old).norm() / old.norm()).item() < 0.05

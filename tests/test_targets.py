@@ -220,3 +220,40 @@ def test_roles_of_a_plain_network() -> None:
     read = [node for node in traced.nodes if node.target in CONSUMERS][-1]
     assert targets.role(read, traced) == targets.Role()
     assert targets.home_of_intercept(read, targets.Role(), traced) == "2"
+
+
+class Counting(nn.Module):
+    """Changes a buffer whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 8)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(F.relu(self.a(x)))
+        self.count.add_(1)
+        return y * self.count
+
+
+def test_a_fork_has_buffers_of_its_own() -> None:
+    traced = trace(Counting().eval(), Batch((torch.randn(5, 6),), {}))
+    stream = Stream(traced, [Batch((torch.randn(5, 6),), {})])
+    fork = stream.fork()
+    for node in traced.nodes:
+        list(fork.run(node))
+    buffer = next(node for node in traced.fixed if node.target == "count")
+    assert float(fork.fixed[buffer]) == 1 and float(stream.fixed[buffer]) == 0
+
+
+def test_a_budget_is_shared_out_where_a_class_is_masked() -> None:
+    class Masked(Forward):
+        def __init__(self) -> None:
+            super().__init__(lambda m, x: x + m.second(x))
+            self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.mask
+
+    result = ispasp.prune(Masked().eval(), [torch.randn(32, 12, 12)], 0.5, multiple=1, allocation="macs")
+    assert sum(result.started.keep_groups) <= 20
