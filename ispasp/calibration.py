@@ -42,6 +42,10 @@ class Batch:
             None if self.labels is None else self.labels.to(device),
         )
 
+    def copy(self) -> Batch:
+        """A copy where it is, which in-place operations may overwrite."""
+        return self.to(self.tensors[0].device)
+
     def first(self, count: int) -> Batch:
         """The first ``count`` examples."""
         return self._part(slice(count))

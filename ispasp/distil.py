@@ -16,7 +16,6 @@ and returned are the weights cast back.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import time
@@ -38,6 +37,7 @@ from ispasp.errors import CalibrationError, ModelError, SettingError
 from ispasp.records import Progress
 from ispasp.settings import check_whole_number
 
+BATCH_SIZE = 64  # examples of a step
 TEMPERATURE = 2.0
 DIVERGENCE_WEIGHT = 0.1
 MIXED_SHARE = 0.8  # of the steps, from the first, in which images are blended
@@ -75,7 +75,7 @@ def distil(
     seed: int = 0,
     device: str | torch.device = "auto",
     learning_rate: float | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
 ) -> nn.Module:
     """Train a copy of ``pruned`` towards ``dense`` and return it; neither argument is changed.
 
@@ -123,7 +123,7 @@ def distil_steps(
     *,
     seed: int = 0,
     learning_rate: float | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
 ) -> Generator[Progress, None, Recovery]:
     """The same as ``distil``, step by step: can be stopped between any two, and then changes nothing.
 
@@ -177,7 +177,7 @@ class _Points:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Floating-point outputs by name of the inner module, and the model's own as ``OUTPUT``."""
         self._seen = {}
-        copied = batch.to(batch.tensors[0].device)  # a model may overwrite its inputs
+        copied = batch.copy()  # a model may overwrite its inputs
         output = evaluate.first_tensor(self.model(*copied.inputs, **copied.keywords))
         seen, self._seen = self._seen, {}
         inner = {name: v for name, v in seen.items() if v.is_floating_point() and v is not output}
@@ -216,7 +216,8 @@ class _Distillation:
     def run(self, steps: int, learning_rate: float | None) -> Generator[Progress, None, Recovery]:
         began = time.perf_counter()
         yield Progress(0.0, "comparing with the dense model")
-        pruned, dense = _copy(self.given, self.batches[0]), _copy(self.dense_given, self.batches[0])
+        device = self.batches[0].tensors[0].device
+        pruned, dense = (evaluate.copy_to(model, device) for model in (self.given, self.dense_given))
         for model in (dense, pruned):
             if self.widened:
                 model.float()
@@ -261,10 +262,10 @@ class _Distillation:
         if done < steps:
             yield Progress(1.0, f"distilling stopped at step {done} of {steps}: the loss is not finite")
         self.pruned.close()
-        model = copy.deepcopy(self.given).to(self.batches[0].tensors[0].device)
+        model = evaluate.copy_to(self.given, device)
         if weights is not None:
             model.load_state_dict(weights)
-        return Recovery(model.eval(), before, best, done, time.perf_counter() - began)
+        return Recovery(model, before, best, done, time.perf_counter() - began)
 
     def _step(self, optimiser: torch.optim.Optimizer, blend: bool) -> bool:
         """One gradient step; False, and no step, where the loss is not finite."""
@@ -326,9 +327,9 @@ class _Distillation:
                 energy = wanted[name].float().square().sum().item()
                 energies[name] = energies.get(name, 0.0) + energy
         errors = {name: (got[name].float() - wanted[name].float()).square().sum() for name in shared}
-        if output.ndim == 1:  # a number per example, not a distribution
+        classes = evaluate.class_dimension(output)
+        if classes is None:  # a number per example, not a distribution
             return errors, output.new_zeros(())
-        classes = 1 if output.ndim > 3 else -1  # one prediction per pixel of (N, classes, h, w)
         log_p, log_q = ((v.float() / TEMPERATURE).log_softmax(classes) for v in (target, output))
         predictions = max(1, output.numel() // output.shape[classes] // len(batch))
         return errors, F.kl_div(log_q, log_p, reduction="sum", log_target=True) / predictions
@@ -371,17 +372,6 @@ def _to_channels_last(models: Sequence[nn.Module], few: Batch) -> bool:
 
 def _single(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value
-
-
-def _copy(model: nn.Module, batch: Batch) -> nn.Module:
-    """A copy in eval mode on the device of ``batch``."""
-    try:
-        return copy.deepcopy(model).to(batch.tensors[0].device).eval()
-    except RuntimeError as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({error}); "
-            "build it anew, or clear activations that it keeps."
-        ) from error
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,21 @@ def class_dimension(output: Tensor) -> int | None:
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter; the CPU when it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def copy_to(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of ``model`` on ``device``, in eval mode.
+
+    Raises:
+        ModelError: it holds tensors that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).to(device).eval()
+    except RuntimeError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({error}); "
+            "build it anew, or clear activations that it keeps."
+        ) from error
 
 
 @torch.no_grad()

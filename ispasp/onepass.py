@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ispasp import reconstruct, selectors, statistics, surgery, targets
-from ispasp.algorithm import SelectorSettings, candidate_count
+from ispasp.algorithm import candidate_count
 from ispasp.calibration import Batch
 from ispasp.graph import Traced
 from ispasp.reconstruct import Refit
@@ -68,7 +68,7 @@ class OnePass:
         else:
             self.roles = {read: targets.role(read, self.traced) for read in reads}
         self.changed: set[fx.Node] = set()  # what differs between the dense and the pruned network
-        self.dense = Stream(self.traced, [batch.to(batch.tensors[0].device) for batch in examples])
+        self.dense = Stream(self.traced, [batch.copy() for batch in examples])
         self.pruned = Stream(self.traced, self.batches)
 
     def events(self) -> Iterator[Event]:
@@ -121,8 +121,8 @@ class OnePass:
         )
         self.blocks_started.append(started)
         yield started
-        options = SelectorSettings(settings.candidate_factor, settings.iterations, settings.seed)
-        for iteration in selectors.get(settings.selector)(collected, kept, options):
+        choose = selectors.get(settings.selector)
+        for iteration in choose(collected, kept, settings.for_selector()):
             self.trace.append(iteration)
             yield iteration
         self.edits.append(partial(surgery.slice_block, block=block, selected=self.trace[-1].selected))

@@ -21,7 +21,7 @@ from ispasp import blocks as block_finding
 from ispasp import calibration as calibration_data
 from ispasp import device as devices
 from ispasp.calibration import Batch
-from ispasp.distil import distil_steps
+from ispasp.distil import BATCH_SIZE, distil_steps
 from ispasp.errors import ModelError, SettingError, SurgeryError, listing
 from ispasp.graph import Traced, trace
 from ispasp.onepass import OnePass
@@ -31,7 +31,6 @@ from ispasp.settings import PruneSettings, check_keep, groups_to_keep
 
 PROBE_SHARE = 32  # the dense stream runs over one in so many calibration examples,
 PROBE_LEAST = 2  # but over no fewer than this
-DISTIL_BATCH = 64  # examples of a distillation step, for the progress
 PROGRESS_SECONDS = 0.05  # a Progress event at most this often
 
 T = TypeVar("T")
@@ -177,13 +176,7 @@ class _Run:
 
     def _steps(self) -> Generator[Event, None, None]:
         yield Progress(0.0, "tracing the model")
-        try:
-            dense = copy.deepcopy(self.given).to(self.device).eval()
-        except RuntimeError as error:
-            raise ModelError(
-                f"{type(self.given).__name__} cannot be copied ({error}); "
-                "build it anew, or clear activations that it keeps."
-            ) from error
+        dense = evaluate.copy_to(self.given, self.device)
         batches = [batch.to(self.device) for batch in self.calibration]
         traced = trace(dense, batches[0])
         evaluate.try_forward(dense, batches[0], "calibration")
@@ -199,7 +192,7 @@ class _Run:
         # A sensitivity is about half a forward pass per ratio; a distillation step passes a batch through
         # the dense model and, forth and back, through the pruned one.
         measuring = work * examples * (1 + len(plan) * len(sensitivity.FRACTIONS) / 2) if shared_out else 0.0
-        distilling = work * DISTIL_BATCH * 4 * settings.distil
+        distilling = work * BATCH_SIZE * 4 * settings.distil
         evaluating = work * held_out * (3 if settings.distil else 2)
         self.total = work * streams * examples + measuring + distilling + evaluating
         scores = {}
@@ -354,7 +347,7 @@ def _set_apart(batches: Sequence[Batch]) -> tuple[Batch, list[Batch]]:
     few = max(PROBE_LEAST, sum(map(len, batches)) // PROBE_SHARE)
     rest = [first.after(few)] if len(first) > few else []
     # Copies, because the streams may overwrite what they are given.
-    return first.first(few).to(first.tensors[0].device), [first.first(few), *rest, *batches[1:]]
+    return first.first(few).copy(), [first.first(few), *rest, *batches[1:]]
 
 
 def _sliced(dense: nn.Module, one_pass: OnePass, probe: Batch) -> nn.Module:

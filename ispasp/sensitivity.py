@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ispasp import evaluate, reconstruct, selectors, statistics, targets
-from ispasp.algorithm import SelectorSettings
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError
 from ispasp.graph import Traced
@@ -73,9 +72,12 @@ def measure(
         scores: as ``OnePass.scores``.
     """
     dense = yield from _run(
-        traced, Stream(traced, _copies(batches)), 0, Progress(0.0, "running the dense model")
+        traced,
+        Stream(traced, [batch.copy() for batch in batches]),
+        0,
+        Progress(0.0, "running the dense model"),
     )
-    stream = Stream(traced, _copies(batches))
+    stream = Stream(traced, [batch.copy() for batch in batches])
     by_read = {block.reads[0]: block for block in blocks}
     curves: list[Curve] = []
     for position, node in enumerate(traced.nodes):
@@ -106,18 +108,13 @@ def measure(
     return curves
 
 
-def _copies(batches: Sequence[Batch]) -> list[Batch]:
-    return [batch.to(batch.tensors[0].device) for batch in batches]
-
-
 @torch.no_grad()
 def _prune(traced: Traced, fork: Stream, collected: Statistics, kept: int, settings: PruneSettings) -> None:
     """Let the consumers in ``fork`` read ``kept`` groups alone, re-fitted where asked.
 
     Both streams agree before the block, so the symmetric target is the asymmetric one.
     """
-    options = SelectorSettings(settings.candidate_factor, settings.iterations, settings.seed)
-    *_, last = selectors.get(settings.selector)(collected, kept, options)
+    *_, last = selectors.get(settings.selector)(collected, kept, settings.for_selector())
     selected = collected.mask(last.selected)
     for number, consumer in enumerate(collected.consumers):
         outputs = [output.clone() for output in collected.output.kept[number]]
@@ -126,7 +123,7 @@ def _prune(traced: Traced, fork: Stream, collected: Statistics, kept: int, setti
             home = targets.home_of_intercept(consumer.node, targets.role(consumer.node, traced), traced)
             reconstruct.refit(
                 consumer,
-                collected.output.hidden,
+                collected.hidden,
                 selected,
                 collected.block.group_size,
                 outputs,

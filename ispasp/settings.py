@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from ispasp import selectors
+from ispasp.algorithm import SelectorSettings
 from ispasp.errors import SettingError, listing
 
 RECONSTRUCTIONS = ("none", "symmetric", "asymmetric")
@@ -65,6 +66,10 @@ class PruneSettings:
             raise SettingError(
                 f"candidate_factor is {factor!r}; give a number of 1 or more (the paper uses 2)."
             )
+
+    def for_selector(self) -> SelectorSettings:
+        """What of it a selector is told."""
+        return SelectorSettings(self.candidate_factor, self.iterations, self.seed)
 
 
 def check_whole_number(name: str, value: object, at_least: int, at_most: int | None = None) -> None:

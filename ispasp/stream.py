@@ -62,16 +62,20 @@ class Stream:
             return
         if node.op != "call_function":
             return
-        operation: Callable[..., Any] = node.target  # type: ignore[assignment]
         results = []
         for number in range(len(self.batches)):
-
-            def value(argument: fx.Node, number: int = number) -> Any:
-                return self.fixed[argument] if argument in self.fixed else self.values[argument][number]
-
-            results.append(operation(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value)))
+            results.append(self.compute(node, number))
             yield
         self.values[node] = results
+
+    def compute(self, node: fx.Node, batch: int) -> Any:
+        """What the operation ``node`` gives for one batch, in the caller's gradient mode."""
+
+        def value(argument: fx.Node) -> Any:
+            return self.fixed[argument] if argument in self.fixed else self.values[argument][batch]
+
+        operation: Callable[..., Any] = node.target  # type: ignore[assignment]
+        return operation(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
 
     def free(self, node: fx.Node) -> None:
         """Let go of every value that nobody reads after ``node``."""

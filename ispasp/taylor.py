@@ -7,10 +7,9 @@ gate, per example, is the expected squared change of the loss when the gate clos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional as F
 
 from ispasp.calibration import Batch
@@ -51,12 +50,12 @@ def scores(traced: Traced, blocks: Sequence[Block], batches: Sequence[Batch]) ->
 def _batch_scores(traced: Traced, blocks: Sequence[Block], batch: Batch, number: int) -> dict[str, Tensor]:
     hidden_of = {block.hidden: block for block in blocks}
     # In-place operations may overwrite the inputs.
-    stream = Stream(traced, [batch.to(batch.tensors[0].device)])
+    stream = Stream(traced, [batch.copy()])
     watched: dict[str, Tensor] = {}
     with torch.enable_grad():
         for node in traced.nodes:
             if node.op == "call_function":
-                value = _execute(stream, node)
+                value = stream.compute(node, 0)
                 if node.name in hidden_of:
                     value = _watch(value)
                     watched[node.name] = value
@@ -76,14 +75,6 @@ def _batch_scores(traced: Traced, blocks: Sequence[Block], batch: Batch, number:
         batch_dim = next((d for d, size in enumerate(sizes) if not isinstance(size, int)), 0)
         result[block.name] = _squared_gates(hidden, gradient, block, dim, batch_dim, len(batch))
     return result
-
-
-def _execute(stream: Stream, node: fx.Node) -> Any:
-    def value(argument: fx.Node) -> Any:
-        return stream.fixed[argument] if argument in stream.fixed else stream.values[argument][0]
-
-    operation: Any = node.target
-    return operation(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
 
 
 def _watch(hidden: Tensor) -> Tensor:
