@@ -34,8 +34,11 @@ class Layer:
 
 def layers(traced: Traced, blocks: Sequence[Block], budget: str) -> list[Layer]:
     """Every layer of the model with its cost in ``budget``, ``"macs"`` or ``"params"``."""
-    produced = {block.name: index for index, block in enumerate(blocks)}
-    consumed = {read: index for index, block in enumerate(blocks) for read in block.reads}
+    produced: dict[str, int] = {}
+    consumed: dict[str, int] = {}
+    for index, block in enumerate(blocks):
+        for cut in block.cuts:
+            (produced if cut.role in ("producer", "rider") else consumed)[cut.module] = index
     found, seen = [], set()
     for node in traced.nodes:
         weight = node.args[1] if node.target in CONSUMERS else None
@@ -47,9 +50,9 @@ def layers(traced: Traced, blocks: Sequence[Block], budget: str) -> list[Layer]:
         shape = node.meta["val"].shape
         positions = shape[2:] if node.target in CONVOLUTIONS else shape[1:-1]
         repeats = math.prod(int(size) for size in positions) if budget == "macs" else 1
-        name = str(weight.target).removesuffix(".weight")
+        name = str(weight.target).rpartition(".")[0]
         cost = float(repeats * traced.fixed[weight].numel())
-        found.append(Layer(cost, produced.get(name), consumed.get(node.name)))
+        found.append(Layer(cost, produced.get(name), consumed.get(name)))
     return found
 
 
@@ -73,8 +76,10 @@ def share_out(curves: Sequence[Curve], model: Sequence[Layer], keep: float, mult
 
         return sum(layer.cost * share(layer.produces) * share(layer.consumes) for layer in model)
 
-    budget = cost([groups_to_keep(d, keep, multiple) for d in groups]) * (1 + 1e-9)
-    steps = [multiple if d > multiple else 1 for d in groups]
+    multiples = [curve.block.multiple(multiple) for curve in curves]
+    uniform = [groups_to_keep(d, keep, step) for d, step in zip(groups, multiples, strict=True)]
+    budget = cost(uniform) * (1 + 1e-9)
+    steps = [step if d > step else 1 for d, step in zip(groups, multiples, strict=True)]
     counts = list(groups)
     while cost(counts) > budget:
         down = [

@@ -22,7 +22,7 @@ from ispasp.errors import ISpaSPError, SettingError
 from ispasp.narrative import distil_sentence, model_stages, remarks
 from ispasp.records import Event, Finished, Iteration, Progress
 from ispasp.runs import ExportDone, RunSaved, RunSettings
-from ispasp.settings import ALLOCATIONS, RECONSTRUCTIONS, check_keep
+from ispasp.settings import ALLOCATIONS, HIDDEN_SUMS, RECONSTRUCTIONS, check_keep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults["allocation"],
         help=f"how --keep is shared out among the blocks: {', '.join(ALLOCATIONS)} (%(default)s; the others keep "
         "more where the network is sensitive, for the same MACs or parameters in all)",
+    )
+    prune.add_argument(
+        "--hidden-sum",
+        default=defaults["hidden_sum"],
+        help=f"what Algorithm 1 ranks by where activations may be negative: {', '.join(HIDDEN_SUMS)} (%(default)s; "
+        "signed is the paper's plain sum)",
     )
     prune.add_argument(
         "--recalibrate",
@@ -148,6 +154,7 @@ def _run_settings(options: argparse.Namespace) -> RunSettings:
         recalibrate=options.recalibrate,
         distil=_number("distil", options.distil, int),
         allocation=options.allocation,
+        hidden_sum=options.hidden_sum,
     )
 
 

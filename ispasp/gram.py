@@ -81,7 +81,7 @@ def patches(
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     one = _unfold(consumer, hidden[:1]) if consumer.feature_dim == 1 else hidden[:1]
-    step = max(1, most_bytes // (one.numel() * wide.itemsize))
+    step = max(1, most_bytes // max(1, one.numel() * wide.itemsize))
     for first in range(0, len(hidden), step):
         examples = slice(first, min(first + step, len(hidden)))
         part = hidden[examples].to(wide)

@@ -10,7 +10,7 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,11 +150,20 @@ def _attribute(module: nn.Module, name: str) -> Tensor:
     return value
 
 
-def last_used(nodes: tuple[fx.Node, ...]) -> dict[fx.Node, tuple[fx.Node, ...]]:
+def last_used(
+    nodes: tuple[fx.Node, ...], longer: Mapping[fx.Node, Collection[fx.Node]] | None = None
+) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """For each node, the nodes whose values nobody reads afterwards.
+
+    Args:
+        nodes: in execution order.
+        longer: other nodes that a node reads, besides its operands.
+    """
     seen: set[fx.Node] = set()
     freed: dict[fx.Node, tuple[fx.Node, ...]] = {}
     for node in reversed(nodes):
-        operands = {n for n in (*node.all_input_nodes, node) if n.op != "get_attr" and n.op != "output"}
+        reads = (*node.all_input_nodes, *(longer or {}).get(node, ()), node)
+        operands = {n for n in reads if n.op != "get_attr" and n.op != "output"}
         freed[node] = tuple(operands - seen)
         seen |= operands
     return freed

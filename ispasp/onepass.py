@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
-from ispasp import reconstruct, selectors, statistics, surgery, targets
+from ispasp import masking, padding, reconstruct, selectors, statistics, surgery, targets
 from ispasp.algorithm import candidate_count
 from ispasp.calibration import Batch
 from ispasp.graph import Traced
@@ -67,6 +67,7 @@ class OnePass:
             examples = self.batches
         else:
             self.roles = {read: targets.role(read, self.traced) for read in reads}
+        self.traced = masking.hold(self.traced, blocks)
         self.changed: set[fx.Node] = set()  # what differs between the dense and the pruned network
         self.dense = Stream(self.traced, [batch.copy() for batch in examples])
         self.pruned = Stream(self.traced, self.batches)
@@ -82,7 +83,7 @@ class OnePass:
                 refits = yield from self._prune_block(index)
             elif self.settings.recalibrate and not self.changed.isdisjoint(node.all_input_nodes):
                 self._recalibrate(node)
-            if node in self.pruned.ready or not self.changed.isdisjoint(node.all_input_nodes):
+            if node in self.pruned.narrowed or not self.changed.isdisjoint(node.all_input_nodes):
                 self.changed.add(node)
             cost = self.traced.cost(node)
             for number, _ in enumerate(self.dense.run(node)):
@@ -94,7 +95,7 @@ class OnePass:
             if replaced:
                 yield from self.progress(cost * sum(self.pruned.batches), "streaming the calibration data")
             if index is not None:
-                drift = _relative_error(self.dense.values[node][0], self.pruned.values[node][0])
+                drift = self._drift(index, node)
                 yield self._block_pruned(index, drift, self.clock() - began, refits)
             if node.op != "output":
                 self.dense.free(node)
@@ -108,7 +109,10 @@ class OnePass:
         """Select this block's groups on the pruned stream, whose consumers then read them alone."""
         block, kept = self.plan[index]
         settings, stream = self.settings, self.pruned
-        collected = statistics.collect_at(block, self.traced, stream, self.scores.get(block.name))
+        scores = self.scores.get(block.name)
+        collected = statistics.collect_at(
+            block, self.traced, stream, settings.hidden_sum == "absolute", scores
+        )
         consumers = collected.consumers
         candidates = candidate_count(block.groups, kept, settings.candidate_factor)
         started = BlockStarted(
@@ -117,7 +121,7 @@ class OnePass:
             total=len(self.plan),
             keep_groups=kept,
             one_iteration_decides=candidates == block.groups,
-            sample=_sample(collected.hidden[0], block, consumers[0].feature_dim),
+            sample=_sample(stream.values[self.by_name[block.hidden]][0], block, stream.batches[0]),
         )
         self.blocks_started.append(started)
         yield started
@@ -126,12 +130,14 @@ class OnePass:
             self.trace.append(iteration)
             yield iteration
         self.edits.append(partial(surgery.slice_block, block=block, selected=self.trace[-1].selected))
-        refits = []
+        selected = collected.mask(self.trace[-1].selected)
+        masking.regate(self.traced, stream, collected, selected)
+        refits: list[tuple[Role, Refit]] = []
         if settings.reconstruct != "none":
             yield from self.progress(0.0, f"re-fitting {block.consumer}")
             refits = [self._refit(collected, number) for number in range(len(consumers))]
-        for consumer, outputs in zip(consumers, collected.output.kept, strict=True):
-            stream.replace(consumer.node, [consumer.add_bias(out, stream.fixed) for out in outputs])
+        for number in range(len(consumers)):
+            masking.narrow(stream, collected, number, selected, refits[number][1] if refits else None)
         return refits
 
     @torch.no_grad()
@@ -146,7 +152,9 @@ class OnePass:
                 consumer.node, [consumer.add_bias(consumer(batch), self.dense.fixed) for batch in dense]
             )
             if not role.problem:
-                missing = targets.dense_target(consumer, role, self.dense, self.pruned, outputs)
+                missing = targets.dense_target(
+                    consumer, role, self.dense, self.pruned, outputs, collected.rows
+                )
         home = targets.home_of_intercept(consumer.node, role, self.traced)
         result = reconstruct.refit(
             consumer,
@@ -156,13 +164,24 @@ class OnePass:
             outputs,
             missing,
             intercept=bool(home),
-            known=collected.known_gram(number),
+            known=None if block.gates else collected.known_gram(number),
         )
         name = block.consumers[number]
         self.edits.append(
             partial(surgery.refit, name=name, weight=result.weight, intercept=result.intercept, home=home)
         )
         return role, result
+
+    def _drift(self, index: int, node: fx.Node) -> float:
+        """How far the pruned stream is from the dense one at ``node``, over the examples both hold."""
+        dense, pruned = self.dense.values[node][0], self.pruned.values[node][0]
+        block, _ = self.plan[index]
+        counts = padding.rows(self.dense.masks[0], dense, block.tokens_first)
+        return (
+            _relative_error(dense, pruned)
+            if counts is None
+            else _relative_error(dense[counts], pruned[counts])
+        )
 
     def _recalibrate(self, node: fx.Node) -> None:
         """Measure the statistics of a batch norm anew on the pruned stream.
@@ -211,9 +230,12 @@ class OnePass:
         return event
 
 
-def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:
+def _sample(hidden: Tensor, block: Block, examples: int) -> Tensor:
     """The first examples of a hidden representation, groups in dimension 1."""
-    few = hidden[:SAMPLE_EXAMPLES].movedim(feature_dim, 1)
+    if block.tokens_first:
+        hidden = hidden.unflatten(0, (-1, examples)).transpose(0, 1)
+    few = hidden[:SAMPLE_EXAMPLES]
+    few = few if block.kind == "channel" else few.movedim(-1, 1)
     if block.group_size > 1:
         few = few.unflatten(1, (block.groups, block.group_size))
     limit = torch.finfo(torch.float16).max

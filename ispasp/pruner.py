@@ -75,6 +75,7 @@ def iterate(
     recalibrate: bool = False,
     distil: int = 0,
     allocation: str = "uniform",
+    hidden_sum: str = "absolute",
     evaluation: Iterable[Any] | None = None,
     source: str = "",
 ) -> Iterator[Event]:
@@ -101,6 +102,9 @@ def iterate(
         distil: gradient steps of ``ispasp.distil`` on the calibration data after slicing; 0 for none.
         allocation: how a single ``keep`` is shared out: ``"uniform"``, the same for every block, or
             ``"macs"`` or ``"params"``, what costs as much, by sensitivity (``ispasp.allocation``).
+        hidden_sum: what Algorithm 1 ranks by where a hidden representation may be negative, as behind GELU:
+            ``"absolute"``, the sum of its absolute values, or ``"signed"``, the paper's plain sum. Behind a
+            ReLU, as in the paper, both are the same.
         evaluation: batches on which the report's accuracy and agreement are measured; without them
             both are None, because measuring costs more forward passes than pruning.
         source: where the model came from, e.g. ``"zoo:mnist_mlp"``, so that ``ispasp.load`` can rebuild it.
@@ -109,7 +113,16 @@ def iterate(
         SettingError, CalibrationError, ModelError, DeviceError, SurgeryError: as ``prune``.
     """
     settings = PruneSettings(
-        selector, reconstruct, multiple, candidate_factor, iterations, seed, recalibrate, distil, allocation
+        selector,
+        reconstruct,
+        multiple,
+        candidate_factor,
+        iterations,
+        seed,
+        recalibrate,
+        distil,
+        allocation,
+        hidden_sum,
     )
     fractions: float | dict[str, float]
     if isinstance(keep, Mapping):
@@ -262,7 +275,7 @@ class _Run:
         found = block_finding.chosen(blocks, names)
         fractions = [self.keep[block.name] if isinstance(self.keep, dict) else self.keep for block in found]
         return [
-            (block, groups_to_keep(block.groups, fraction, self.settings.multiple))
+            (block, groups_to_keep(block.groups, fraction, block.multiple(self.settings.multiple)))
             for block, fraction in zip(found, fractions, strict=True)
         ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,45 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """One module's share in a block: which of its parameters' entries belong to which group.
+
+    Along its outputs (dimension 0 of the weight, and the bias) or its inputs (dimension 1) the module has
+    ``repeats * groups * size`` entries; group g owns ``size`` neighbouring ones in each of the repeats.
+
+    Attributes:
+        module: qualified name.
+        role: ``"producer"``; ``"rider"``, one set of parameters per group on the way (batch norm, depthwise
+            convolution); ``"gate"``, what a gate on the groups is computed from; or ``"consumer"``. Producers
+            and riders are cut along their outputs, gates and consumers along their inputs.
+        size: neighbouring entries per group: 1 for a channel or neuron, the features of an attention head.
+        repeats: 2 for a fused gate and up projection, 3 for fused queries, keys and values, else 1.
+    """
+
+    module: str
+    role: str
+    size: int = 1
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
 class Block:
     """One producer and what follows it up to its consumer: what could be pruned, or why not.
 
     Attributes:
-        name: qualified module name of the producer, e.g. ``layer1.1.conv1``.
-        groups: prunable units of the hidden representation (d): neurons or channels.
-        group_size: features of the consumer's input per group; above 1 after a flatten.
-        kind: ``"channel"`` for a convolutional producer, ``"neuron"`` for a linear one.
+        name: qualified module name of the first producer, e.g. ``layer1.1.conv1``.
+        groups: prunable units of the hidden representation (d): neurons, channels or attention heads.
+        group_size: features of the consumer's input per group; above 1 for heads and after a flatten.
+        kind: ``"channel"`` for a convolutional producer, ``"neuron"`` for a linear one, ``"head"`` in attention.
         prunable: whether the walk proved that groups can be removed.
         reason: why not, in one sentence; empty when prunable.
-        consumers: qualified names of the modules that read the hidden representation.
-        riders: modules between producer and consumer with one parameter per group (batch norms).
+        cuts: every module that becomes narrower with this block.
         hidden: graph node that enters the consumers.
         reads: graph nodes of the consumers, in execution order.
+        gates: graph nodes that read the groups to compute a gate on them (squeeze-excitation).
+        signed: whether the hidden representation may be negative (GELU, attention), so that its sum and the
+            sum of its absolute values differ.
+        tokens_first: whether its rows are all examples of the first token, then of the second, ...
     """
 
     name: str
@@ -34,15 +60,41 @@ class Block:
     kind: str = "channel"
     prunable: bool = False
     reason: str = ""
-    consumers: tuple[str, ...] = ()
-    riders: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
     hidden: str = ""
     reads: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    signed: bool = False
+    tokens_first: bool = False
+
+    def named(self, role: str) -> tuple[str, ...]:
+        """The modules of one role, see ``Cut``."""
+        return tuple(cut.module for cut in self.cuts if cut.role == role)
+
+    def multiple(self, features: int) -> int:
+        """How many groups make a multiple of so many features of the producer; one head is many features."""
+        size = self.cuts[0].size if self.cuts else 1
+        return features // math.gcd(features, size)
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """Qualified names of the modules that read the hidden representation, one per entry of ``reads``."""
+        return self.named("consumer")
 
     @property
     def consumer(self) -> str:
         """The first consumer; empty when the block is not prunable."""
-        return self.consumers[0] if self.consumers else ""
+        return self.consumers[0] if self.prunable else ""
+
+    @property
+    def riders(self) -> tuple[str, ...]:
+        """Modules between producer and consumer with parameters of their own for every group."""
+        return self.named("rider")
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """All modules whose outputs are the groups; several in attention and gated layers."""
+        return self.named("producer")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -72,6 +73,13 @@ class SplitOutput:
         self.lost: list[list[Tensor]] = []
         self.selected: Tensor | None = None
         self.energy = self.residual = self.largest = 0.0
+
+    def copy(self) -> SplitOutput:
+        """One whose parts can be overwritten; the hidden representation is shared."""
+        other = copy.copy(self)
+        other.kept = [[part.clone() for part in parts] for parts in self.kept]
+        other.lost = [[part.clone() for part in parts] for parts in self.lost]
+        return other
 
     def select(self, selected: Tensor) -> float:
         """Split at the support ``selected``, a (d,) bool mask; returns ||V||_F^2."""

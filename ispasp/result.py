@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from ispasp import surgery, zoo
 from ispasp.errors import ModelError, RunError
-from ispasp.records import Block, BlockPruned, BlockStarted, Distilled, Iteration, Started
+from ispasp.records import Block, BlockPruned, BlockStarted, Cut, Distilled, Iteration, Started
 
-FORMAT = 2
-"""The newest format. Runs that hold nothing which format 1 lacks (a score other than the hidden sum, a re-fit,
-a distillation) are still written as format 1, so that ispasp 0.1 reads them."""
+FORMAT = 3
+"""The format that is written. Formats 1 and 2 name riders and consumers where format 3 has cuts."""
 ZOO = "zoo:"
 
 
@@ -212,13 +211,8 @@ def _plain(result: RunRecord) -> dict[str, Any]:
         values = {k: v for k, v in values.items() if not isinstance(v, Tensor) and v != usual[k]}
         return {k: v.name if isinstance(v, Block) else v for k, v in values.items()}
 
-    newer = (
-        result.distilled is not None
-        or any(event.target != "none" or event.notes for event in result.blocks_pruned)
-        or any(_scored(iteration) for iteration in result.trace)
-    )
     plain = {
-        "format": FORMAT if newer else 1,
+        "format": FORMAT,
         "settings": result.settings,
         "report": result.report,
         "blocks": [dataclasses.asdict(block) for block in result.started.blocks],
@@ -231,7 +225,7 @@ def _plain(result: RunRecord) -> dict[str, Any]:
 
 
 def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
-    blocks = {values["name"]: Block(**_tuples(values)) for values in plain["blocks"]}
+    blocks = {values["name"]: _block(values) for values in plain["blocks"]}
 
     def event(kind: Any, values: dict[str, Any], **tensors: Tensor) -> Any:
         values = _tuples(values)
@@ -260,6 +254,21 @@ def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
         blocks_pruned=[event(BlockPruned, values) for values in plain["blocks_pruned"]],
         distilled=event(Distilled, plain["distilled"]) if plain.get("distilled") else None,
     )
+
+
+def _block(values: dict[str, Any]) -> Block:
+    values = dict(values)
+    if "cuts" in values:
+        values["cuts"] = [Cut(**cut) for cut in values["cuts"]]
+    else:
+        riders, consumers = values.pop("riders"), values.pop("consumers")
+        size = values["group_size"]
+        values["cuts"] = [
+            Cut(values["name"], "producer"),
+            *(Cut(name, "rider") for name in riders),
+            *(Cut(name, "consumer", size) for name in consumers),
+        ]
+    return Block(**_tuples(values))
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

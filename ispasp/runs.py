@@ -42,8 +42,8 @@ class RunSettings:
         samples: calibration images.
         seed: draws the calibration images, and whatever else is random.
         device: ``"auto"`` or a device's name.
-        selector, reconstruct, multiple, candidate_factor, iterations, recalibrate, distil, allocation: as in
-            ``ispasp.iterate``. The re-fit is on unless told otherwise, because without one a sample model
+        selector, reconstruct, multiple, candidate_factor, iterations, recalibrate, distil, allocation, hidden_sum: as
+            in ``ispasp.iterate``. The re-fit is on unless told otherwise, because without one a sample model
             hardly works any more; ``"none"`` is the paper's pure selection, and the default of ``iterate``.
 
     Raises:
@@ -65,6 +65,7 @@ class RunSettings:
     recalibrate: bool = False
     distil: int = 0
     allocation: str = "uniform"
+    hidden_sum: str = "absolute"
 
     def __post_init__(self) -> None:
         zoo.card(self.model)

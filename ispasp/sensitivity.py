@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ispasp import evaluate, reconstruct, selectors, statistics, targets
+from ispasp import evaluate, masking, reconstruct, selectors, statistics, targets
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError
 from ispasp.graph import Traced
@@ -71,6 +72,7 @@ def measure(
         settings: selector, re-fit and multiple, as in pruning.
         scores: as ``OnePass.scores``.
     """
+    traced = masking.hold(traced, blocks)
     dense = yield from _run(
         traced,
         Stream(traced, [batch.copy() for batch in batches]),
@@ -82,10 +84,12 @@ def measure(
     curves: list[Curve] = []
     for position, node in enumerate(traced.nodes):
         if block := by_read.get(node.name):
-            collected = statistics.collect_at(block, traced, stream, scores.get(block.name))
+            collected = statistics.collect_at(
+                block, traced, stream, settings.hidden_sum == "absolute", scores.get(block.name)
+            )
             loss = {block.groups: 0.0}
             for fraction in sorted(FRACTIONS, reverse=True):
-                kept = groups_to_keep(block.groups, fraction, settings.multiple)
+                kept = groups_to_keep(block.groups, fraction, block.multiple(settings.multiple))
                 if kept not in loss:
                     now = Progress(len(curves) / len(blocks), f"measuring how sensitive {block.name} is")
                     yield now
@@ -116,22 +120,23 @@ def _prune(traced: Traced, fork: Stream, collected: Statistics, kept: int, setti
     """
     *_, last = selectors.get(settings.selector)(collected, kept, settings.for_selector())
     selected = collected.mask(last.selected)
-    for number, consumer in enumerate(collected.consumers):
-        outputs = [output.clone() for output in collected.output.kept[number]]
+    own = dataclasses.replace(collected, output=collected.output.copy())
+    masking.regate(traced, fork, own, selected)
+    for number, consumer in enumerate(own.consumers):
+        refit = None
         if settings.reconstruct != "none":
-            missing = [lost.clone() for lost in collected.output.lost[number]]
             home = targets.home_of_intercept(consumer.node, targets.role(consumer.node, traced), traced)
-            reconstruct.refit(
+            refit = reconstruct.refit(
                 consumer,
-                collected.hidden,
+                own.hidden,
                 selected,
-                collected.block.group_size,
-                outputs,
-                missing,
+                own.block.group_size,
+                own.output.kept[number],
+                own.output.lost[number],
                 bool(home),
-                collected.known_gram(number),
+                None if own.block.gates else collected.known_gram(number),
             )
-        fork.replace(consumer.node, [consumer.add_bias(output, fork.fixed) for output in outputs])
+        masking.narrow(fork, own, number, selected, refit)
 
 
 def _run(

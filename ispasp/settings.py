@@ -11,6 +11,7 @@ from ispasp.algorithm import SelectorSettings
 from ispasp.errors import SettingError, listing
 
 RECONSTRUCTIONS = ("none", "symmetric", "asymmetric")
+HIDDEN_SUMS = ("absolute", "signed")
 ALLOCATIONS = ("uniform", "macs", "params")
 
 
@@ -28,6 +29,9 @@ class PruneSettings:
         seed: for selectors and distillation, where they draw at random; below 2^63.
         recalibrate: measure the statistics of the batch norms that pruning reaches anew.
         distil: gradient steps towards the dense model after slicing; 0 for none.
+        hidden_sum: what Algorithm 1 ranks by where a hidden representation may be negative (GELU, attention):
+            ``"absolute"``, the sum of its absolute values, or ``"signed"``, the plain sum as in the paper,
+            whose activations are never negative.
         allocation: ``"uniform"`` keeps the same fraction of every block; ``"macs"`` and ``"params"``
             share the same MACs or parameters out by sensitivity (``ispasp.allocation``).
 
@@ -44,6 +48,7 @@ class PruneSettings:
     recalibrate: bool = False
     distil: int = 0
     allocation: str = "uniform"
+    hidden_sum: str = "absolute"
 
     def __post_init__(self) -> None:
         selectors.get(self.selector)
@@ -54,6 +59,10 @@ class PruneSettings:
         if self.allocation not in ALLOCATIONS:
             raise SettingError(
                 f"Unknown allocation {self.allocation!r}; choose one of {listing(ALLOCATIONS)}."
+            )
+        if self.hidden_sum not in HIDDEN_SUMS:
+            raise SettingError(
+                f"Unknown hidden_sum {self.hidden_sum!r}; choose one of {listing(HIDDEN_SUMS)}."
             )
         check_whole_number("multiple", self.multiple, at_least=1)
         check_whole_number("iterations", self.iterations, at_least=1)

@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import cast
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from ispasp import gram
+from ispasp import gram, padding
 from ispasp.device import widest_float
 from ispasp.gram import Gram
 from ispasp.graph import Traced
@@ -35,9 +35,12 @@ class Statistics:
         consumers: its linear maps A.
         hidden_map: H summed over the examples: (1, d, h, w), or (1, d * group_size) for linear
             consumers, where tokens are summed too.
-        hidden_sum: (d,) float64, sum of H over examples, positions and the group's features.
+        hidden_sum: (d,) float64, sum over examples, positions and the group's features of H, or of its
+            absolute value where H is signed and that was asked for.
         output: the consumers' output over the data, which gives the residual of any support.
-        producer: weight of the producer, groups along dimension 0.
+        producer: (d, ...) what makes each group: the weights of all producers.
+        rows: for each batch, a bool index of the rows of H that count, see ``ispasp.padding.rows``; None where
+            all do. ``hidden`` and ``output`` hold these rows alone.
         taylor: (d,) float64, what the loss loses with each group (``ispasp.taylor``); None without labels.
     """
 
@@ -48,6 +51,16 @@ class Statistics:
     output: SplitOutput
     producer: Tensor
     taylor: Tensor | None = None
+    rows: tuple[Tensor | None, ...] = ()
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some positions do not count."""
+        return any(rows is not None for rows in self.rows)
+
+    def counted(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The rows that count, of one value per batch with the leading dimensions of H."""
+        return counted(values, self.rows)
 
     @property
     def groups(self) -> int:
@@ -154,13 +167,38 @@ def per_group(feature_map: Tensor, dim: int, block: Block) -> Tensor:
     return per_feature.view(block.groups, block.group_size).sum(1)
 
 
-def collect_at(block: Block, traced: Traced, stream: Stream, taylor: Tensor | None = None) -> Statistics:
+def counted(values: Sequence[Tensor], rows: Sequence[Tensor | None]) -> list[Tensor]:
+    """One value per batch without the rows that do not count."""
+    if not rows:
+        return list(values)
+    return [value if index is None else value[index] for value, index in zip(values, rows, strict=True)]
+
+
+def collect_at(
+    block: Block, traced: Traced, stream: Stream, absolute: bool = True, taylor: Tensor | None = None
+) -> Statistics:
     """The statistics of ``block`` when ``stream`` has come to its first consumer."""
     by_name = {node.name: node for node in traced.nodes}
     reads = [by_name[name] for name in block.reads]
     consumers = [Consumer(read, stream.fixed[cast(fx.Node, read.args[1])]) for read in reads]
-    producer = cast(Tensor, traced.model.get_submodule(block.name).weight)
-    return collect(block, consumers, stream.values[by_name[block.hidden]], producer, taylor)
+    hidden = stream.values[by_name[block.hidden]]
+    rows = [
+        padding.rows(mask, value, block.tokens_first)
+        for mask, value in zip(stream.masks, hidden, strict=True)
+    ]
+    return collect(block, consumers, hidden, producing(block, traced.model), taylor, rows, absolute)
+
+
+def producing(block: Block, model: nn.Module) -> Tensor:
+    """(d, ...) the weights of all producers, those of each group together."""
+    parts = []
+    for cut in block.cuts:
+        if cut.role == "producer":
+            module = model.get_submodule(cut.module)
+            weight = module.in_proj_weight if isinstance(module, nn.MultiheadAttention) else module.weight
+            split = cast(Tensor, weight).detach().flatten(1).view(cut.repeats, block.groups, -1)
+            parts.append(split.transpose(0, 1).flatten(1))
+    return torch.cat(parts, dim=1)
 
 
 def collect(
@@ -169,6 +207,8 @@ def collect(
     hidden: Sequence[Tensor],
     producer: Tensor,
     taylor: Tensor | None = None,
+    rows: Sequence[Tensor | None] = (),
+    absolute: bool = True,
 ) -> Statistics:
     """Take a block's statistics from its hidden representation.
 
@@ -176,29 +216,40 @@ def collect(
         block: the block.
         consumers: what reads it.
         hidden: H, one tensor per batch.
-        producer: weight of the producer, groups along dimension 0.
+        producer: (d, ...) what makes each group.
         taylor: (d,) from ``ispasp.taylor.scores``, where there are labels.
+        rows: which rows of H count, see ``Statistics.rows``; all by default.
+        absolute: sum the absolute values of H up where it is signed. The paper's activations are never
+            negative, so that there both sums are one.
 
     Raises:
         CalibrationError: H or a weight is not finite, or so large that the output's energy might not be.
     """
+    hidden = counted(hidden, rows)
     _check_energy(consumers, hidden)
     dim = consumers[0].feature_dim
-    wide = widest_float(hidden[0].device)
-    flat = [values if dim == 1 else values.reshape(-1, values.shape[-1]) for values in hidden]
-    single = torch.promote_types(hidden[0].dtype, torch.float32)
-    total = torch.stack([values.sum(0, keepdim=True, dtype=single).to(wide) for values in flat]).sum(0)
+    total = _summed(hidden, dim)
+    sums = _summed([values.abs() for values in hidden], dim) if absolute and block.signed else total
     return Statistics(
         block=block,
         consumers=tuple(consumers),
         # Half precision would lose the sum; single precision is exact to about 1e-6 and much
         # faster than double in convolutions.
-        hidden_map=total.to(single),
-        hidden_sum=per_group(total, dim, block),
+        hidden_map=total.to(torch.promote_types(hidden[0].dtype, torch.float32)),
+        hidden_sum=per_group(sums, dim, block),
         output=SplitOutput(consumers, hidden, block.group_size),
         producer=producer.detach(),
+        rows=tuple(rows),
         taylor=taylor,
     )
+
+
+def _summed(values: Sequence[Tensor], dim: int) -> Tensor:
+    """The sum over examples, and for a linear consumer over positions, in the widest type: (1, ...)."""
+    wide = widest_float(values[0].device)
+    flat = [value if dim == 1 else value.reshape(-1, value.shape[-1]) for value in values]
+    single = torch.promote_types(values[0].dtype, torch.float32)
+    return torch.stack([value.sum(0, keepdim=True, dtype=single).to(wide) for value in flat]).sum(0)
 
 
 def _check_energy(consumers: Sequence[Consumer], hidden: Sequence[Tensor]) -> None:

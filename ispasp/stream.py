@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ispasp import padding
 from ispasp.calibration import Batch
 from ispasp.device import widest_float
 from ispasp.errors import CalibrationError
@@ -33,6 +34,8 @@ class Stream:
         batches: number of examples of each batch.
         values: for each live node, its value in every batch.
         ready: values that a node was given before it came up.
+        narrowed: what a pruned consumer makes of its input, all groups of it.
+        masks: for each batch, (N, T) bool, true at tokens that are no padding; None where all count.
         fixed: the parameter, buffer or constant of each ``get_attr`` node.
     """
 
@@ -47,6 +50,8 @@ class Stream:
         self.buffers = {node for node, value in traced.fixed.items() if not isinstance(value, nn.Parameter)}
         self.values: dict[fx.Node, list[Any]] = {}
         self.ready: dict[fx.Node, list[Tensor]] = {}
+        self.narrowed: dict[fx.Node, Callable[[Tensor], Tensor]] = {}
+        self.masks = [padding.mask_of(batch.keywords) for batch in batches]
         placeholders = [node for node in traced.nodes if node.op == "placeholder"]
         given = len(batches[0].tensors)
         if len(placeholders) != given:
@@ -74,6 +79,8 @@ class Stream:
         def value(argument: fx.Node) -> Any:
             return self.fixed[argument] if argument in self.fixed else self.values[argument][batch]
 
+        if node in self.narrowed:
+            return self.narrowed[node](value(node.args[0]))  # type: ignore[arg-type]
         operation: Callable[..., Any] = node.target  # type: ignore[assignment]
         return operation(*fx.map_arg(node.args, value), **fx.map_arg(node.kwargs, value))
 
@@ -134,7 +141,7 @@ class Stream:
         other = copy.copy(self)
         # Parameters are the model's; buffers are each stream's own.
         own_buffers = {n: own(v) for n, v in self.fixed.items() if n in self.buffers}
-        other.fixed, other.ready = self.fixed | own_buffers, {}
+        other.fixed, other.ready, other.narrowed = self.fixed | own_buffers, {}, dict(self.narrowed)
         other.values = pytree.tree_map_only(Tensor, own, self.values)
         return other
 

@@ -8,20 +8,29 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ispasp.attention import SlicedAttention
 from ispasp.blocks import features
 from ispasp.errors import RunError, SurgeryError, listing
-from ispasp.records import Block, BlockPruned
+from ispasp.records import Block, BlockPruned, Cut
 
 
 def slice_block(model: nn.Module, block: Block, selected: Sequence[int]) -> None:
-    """Remove every group but ``selected`` from the block's producer, riders and consumers, in place."""
+    """Remove every group but ``selected`` from all modules that the block cuts, in place."""
     groups = torch.tensor(list(selected))
-    producer = model.get_submodule(block.name)
-    _keep(producer, groups, dim=0)
-    for name in block.riders:
-        _keep(model.get_submodule(name), groups, dim=0)
-    for name in dict.fromkeys(block.consumers):
-        _keep(model.get_submodule(name), features(groups, block.group_size), dim=1)
+    for cut in dict.fromkeys(block.cuts):
+        module = model.get_submodule(cut.module)
+        if isinstance(module, nn.MultiheadAttention):
+            parent, _, name = cut.module.rpartition(".")
+            setattr(model.get_submodule(parent), name, SlicedAttention(module, selected))
+        else:
+            outputs = cut.role in ("producer", "rider")
+            _keep(module, entries(groups, block.groups, cut), dim=0 if outputs else 1)
+
+
+def entries(groups: Tensor, total: int, cut: Cut) -> Tensor:
+    """Indices of the module's outputs or inputs that belong to ``groups`` (s,) of ``total``, in order."""
+    once = features(groups, cut.size)
+    return torch.cat([once + repeat * total * cut.size for repeat in range(cut.repeats)])
 
 
 def _keep(module: nn.Module, index: Tensor, dim: int) -> None:
@@ -34,11 +43,15 @@ def _keep(module: nn.Module, index: Tensor, dim: int) -> None:
             setattr(module, name, nn.Parameter(kept, value.requires_grad) if parameter else kept)
     weight = cast(Tensor, module.weight)
     if isinstance(module, nn.Conv2d):
-        module.out_channels, module.in_channels = weight.shape[:2]
+        depthwise = module.groups > 1
+        module.out_channels, module.in_channels = len(weight), len(weight) if depthwise else weight.shape[1]
+        module.groups = len(weight) if depthwise else 1
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         module.num_features = len(weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
 
 
 @torch.no_grad()

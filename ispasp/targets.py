@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ispasp.blocks import ELEMENTWISE
+from ispasp.blocks import mutates
 from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced, last_used
+from ispasp.layouts import shape_of
 from ispasp.residual import Consumer
 from ispasp.stream import Stream
+from ispasp.walk import ELEMENTWISE
 
 aten = torch.ops.aten
 
@@ -32,43 +34,63 @@ class Role:
 
     Attributes:
         norm: the batch norm that alone reads it, if any.
-        shortcuts: the values that are added to it, behind that norm.
+        shortcuts: the values that are added to it.
+        ways: for each shortcut, the operations between the consumer and that addition: they scale channels
+            or move numbers, so that they can be undone.
         joins: the last of these additions.
         problem: why the target cannot be taken from the dense stream; empty where it can.
     """
 
     norm: fx.Node | None = None
     shortcuts: tuple[fx.Node, ...] = ()
+    ways: tuple[tuple[fx.Node, ...], ...] = ()
     joins: fx.Node | None = None
     problem: str = ""
 
 
 def role(read: fx.Node, traced: Traced) -> Role:
-    """Follow the output of the consumer ``read`` through a batch norm and all additions."""
+    """Follow the output of the consumer ``read`` through norms, scales, views and all additions."""
     behind = _descendants(read)
     value, norm, joins = read, None, None
     shortcuts: list[fx.Node] = []
+    steps: list[fx.Node] = []
+    ways: list[tuple[fx.Node, ...]] = []
     while True:
         users = [user for user in value.users if user.target != aten.sym_size.int]
         packet = getattr(users[0].target, "overloadpacket", None) if len(users) == 1 else None
         if packet is aten.batch_norm and value is read and _norms_outputs(users[0], read):
             norm = users[0]
+            steps.append(norm)
         elif packet in _ADDITIONS:
-            added, problem = _addend(users[0], value, read, traced)
+            added, problem = _addend(users[0], value, traced)
             if problem:
                 return Role(norm, problem=problem)
             if added in behind:
                 break  # the beginning of a residual stream: what is added comes from this output
             if added is not None:
                 shortcuts.append(added)
+                ways.append(tuple(steps))
                 joins = users[0]
+        elif packet is not None and _undoable(users[0], value, traced):
+            steps.append(users[0])
         elif packet not in ELEMENTWISE:
             break
         value = users[0]
     if shortcuts:
-        return Role(norm, tuple(shortcuts), joins)
+        return Role(norm, tuple(shortcuts), tuple(ways), joins)
     later = _added_later(value, behind, traced)
     return Role(norm, problem=f"a shortcut joins it behind {later}" if later else "")
+
+
+def _undoable(node: fx.Node, value: fx.Node, traced: Traced) -> bool:
+    """Whether a node only moves the numbers of ``value``, or scales them by constants."""
+    packet = node.target.overloadpacket  # type: ignore[union-attr]
+    if packet in (aten.transpose, aten.permute):
+        return True
+    if packet in (aten.view, aten.reshape, aten.flatten, aten.unflatten, aten.unsqueeze, aten.squeeze):
+        return sum(not isinstance(size, int) for size in shape_of(value)) <= 1
+    factors = [other for other in node.args if other is not value]
+    return packet is aten.mul and all(isinstance(f, float | int) or f in traced.fixed for f in factors)
 
 
 def _norms_outputs(norm: fx.Node, read: fx.Node) -> bool:
@@ -76,7 +98,7 @@ def _norms_outputs(norm: fx.Node, read: fx.Node) -> bool:
     return norm.args[0] is read and (read.target in CONVOLUTIONS or read.meta["val"].ndim == 2)
 
 
-def _addend(addition: fx.Node, value: fx.Node, read: fx.Node, traced: Traced) -> tuple[fx.Node | None, str]:
+def _addend(addition: fx.Node, value: fx.Node, traced: Traced) -> tuple[fx.Node | None, str]:
     """What ``addition`` adds to ``value``, None for a constant; and why it cannot be a shortcut, if so."""
     if addition.kwargs.get("alpha", 1) != 1:
         return None, "what is added to it is scaled"
@@ -85,7 +107,7 @@ def _addend(addition: fx.Node, value: fx.Node, read: fx.Node, traced: Traced) ->
     added = addition.args[1] if addition.args[0] is value else addition.args[0]
     if not isinstance(added, fx.Node) or added in traced.fixed:
         return None, ""
-    shapes = [getattr(node.meta.get("val"), "shape", None) for node in (added, addition, read)]
+    shapes = [getattr(node.meta.get("val"), "shape", None) for node in (added, addition, value)]
     if any(shape != shapes[0] for shape in shapes):
         return None, "what it is added to has another shape"
     return added, ""
@@ -168,16 +190,10 @@ def _hoisted(
         queue.extend(node.all_input_nodes)
     # An operation in place may change a value that another one reads; order would matter then. The last
     # addition may be one: it is where the repair takes effect.
-    if any(_mutates(node) for node in nodes[start : position[joins]]):
+    if any(mutates(node) for node in nodes[start : position[joins]]):
         return None
     ahead = [node for node in nodes[start:] if node in needed]
     return [*nodes[:start], *ahead, *(node for node in nodes[start:] if node not in needed)]
-
-
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    passes = getattr(node.target, "overloadpacket", None) in ELEMENTWISE  # dropout_ changes nothing here
-    return schema is not None and bool(schema.is_mutable) and not passes
 
 
 def norm_scale(norm: fx.Node, stream: Stream) -> Tensor:
@@ -188,32 +204,64 @@ def norm_scale(norm: fx.Node, stream: Stream) -> Tensor:
 
 
 def dense_target(
-    consumer: Consumer, this: Role, dense: Stream, pruned: Stream, outputs: Sequence[Tensor]
+    consumer: Consumer,
+    this: Role,
+    dense: Stream,
+    pruned: Stream,
+    outputs: Sequence[Tensor],
+    rows: Sequence[Tensor | None] = (),
 ) -> list[Tensor]:
     """What ``outputs`` (A_S(H_S) on the pruned stream, without bias) lack of the asymmetric target.
 
     The dense stream must hold this consumer's output, or be given it (``Stream.replace``), and both streams
     the shortcut.
+
+    Args:
+        outputs: of each batch, the rows that count.
+        rows: which these are, see ``ispasp.statistics.Statistics``.
     """
-    shape = (-1, 1, 1) if consumer.feature_dim == 1 else (-1,)
     bias = consumer.node.args[2] if len(consumer.node.args) > 2 else None
-    scale: Tensor | None = None
-    if this.norm is not None and this.shortcuts:
-        scale = norm_scale(this.norm, pruned)
-        # A channel that the norm switches off cannot repair anything.
-        scale = torch.where(scale.abs() > 1e-3 * scale.abs().max(), 1 / scale, torch.zeros_like(scale)).view(
-            shape
-        )
     missing = []
     for number, output in enumerate(outputs):
         target = dense.ready[consumer.node][number].to(output.dtype)
         if isinstance(bias, fx.Node):
-            target = target - dense.fixed[bias].view(shape)
-        for shortcut in this.shortcuts:
-            repair = dense.values[shortcut][number] - pruned.values[shortcut][number]
-            target = target + repair.to(output.dtype) * (1 if scale is None else scale)
-        missing.append(target - output)
+            target = target - dense.fixed[bias].view((-1, 1, 1) if consumer.feature_dim == 1 else (-1,))
+        for shortcut, steps in zip(this.shortcuts, this.ways, strict=True):
+            repair = (dense.values[shortcut][number] - pruned.values[shortcut][number]).to(output.dtype)
+            for step in reversed(steps):
+                repair = _undone(step, repair, pruned)
+            target = target + repair
+        counts = rows[number] if rows else None
+        missing.append((target if counts is None else target[counts]) - output)
     return missing
+
+
+def _undone(step: fx.Node, after: Tensor, stream: Stream) -> Tensor:
+    """What ``step`` makes ``after`` of."""
+    packet = step.target.overloadpacket  # type: ignore[union-attr]
+    if packet is aten.batch_norm:
+        scale = norm_scale(step, stream)
+        return after * _inverse(scale).view([1, -1] + [1] * (after.ndim - 2))
+    if packet is aten.mul:
+        for factor in step.args:
+            if isinstance(factor, fx.Node) and factor in stream.fixed:
+                after = after * _inverse(stream.fixed[factor].to(after.dtype))
+            elif not isinstance(factor, fx.Node):
+                after = after * _inverse(torch.tensor(factor, dtype=after.dtype, device=after.device))
+        return after
+    if packet is aten.transpose:
+        return after.transpose(*step.args[1:])  # type: ignore[arg-type]
+    if packet is aten.permute:
+        order = [int(dim) % after.ndim for dim in step.args[1]]  # type: ignore[union-attr, arg-type]
+        return after.permute([order.index(dim) for dim in range(after.ndim)])
+    before = shape_of(step.args[0])  # type: ignore[arg-type]
+    return after.reshape([size if isinstance(size, int) else -1 for size in before])
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """One over ``scale``; 0 where it is next to nothing: a channel that is switched off cannot repair anything."""
+    usable = scale.abs() > 1e-3 * scale.abs().max()
+    return torch.where(usable, 1 / scale, torch.zeros_like(scale))
 
 
 def norm_name(node: fx.Node, traced: Traced) -> str:

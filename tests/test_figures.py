@@ -11,13 +11,15 @@ import torch
 
 from ispasp import figures, narrative, pictures, selectors, stories, vocabulary
 from ispasp.figures import LOOKS, GroupState
-from ispasp.records import Block, BlockPruned, BlockStarted, Iteration
+from ispasp.records import Block, BlockPruned, BlockStarted, Cut, Iteration
 from ispasp.settings import RECONSTRUCTIONS
 from ispasp.vocabulary import Way, selector_words
 
 
 def started(groups: int, keep: int, decides: bool = False, kind: str = "channel") -> BlockStarted:
-    block = Block("layer1.0.conv1", groups, kind=kind, prunable=True, consumers=("layer1.0.conv2",))
+    block = Block(
+        "layer1.0.conv1", groups, kind=kind, prunable=True, cuts=(Cut("layer1.0.conv2", "consumer"),)
+    )
     return BlockStarted(block, 0, 1, keep, decides, torch.zeros(2, groups, 4, 4, dtype=torch.float16))
 
 

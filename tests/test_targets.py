@@ -53,6 +53,11 @@ def second_block(forward: Callable[[Forward, Tensor], Tensor]) -> ispasp.BlockPr
 ASYMMETRIC: dict[str, Callable[[Forward, Tensor], Tensor]] = {
     "pre-norm": lambda m, x: x + m.second(m.norm(x)),
     "post-norm of the sum": lambda m, x: m.norm(x + m.second(x)),
+    "scaled": lambda m, x: x + 0.5 * m.second(x),
+    "a layer scale": lambda m, x: x + m.norm.weight * m.second(x),
+    "moved": lambda m, x: (
+        x + m.second(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (12, -1)).transpose(0, 1)
+    ),
     "two shortcuts": lambda m, x: m.second(m.norm(x)) + m.mix(x) + x,
     "a constant between": lambda m, x: x + (m.second(x) + m.norm.bias + 1.0),
     "no shortcut": lambda m, x: F.gelu(m.second(x)),
@@ -62,7 +67,7 @@ ASYMMETRIC: dict[str, Callable[[Forward, Tensor], Tensor]] = {
 SYMMETRIC: dict[str, tuple[Callable[[Forward, Tensor], Tensor], str]] = {
     "norm before the sum": (lambda m, x: x + m.norm(m.second(x)), "behind aten.layer_norm"),
     "activation before the sum": (lambda m, x: x + F.gelu(m.second(x)), "behind aten.gelu"),
-    "scaled": (lambda m, x: x + 0.5 * m.second(x), "behind aten.mul"),
+    "gated": (lambda m, x: x + x.mean(-1, keepdim=True) * m.second(x), "behind aten.mul"),
     "alpha": (lambda m, x: torch.add(x, m.second(x), alpha=2), "scaled"),
     "doubled": (lambda m, x: (lambda y: y + y)(m.second(x)) + x, "added to itself"),
     "constant alpha": (lambda m, x: torch.add(m.norm.bias, m.second(x), alpha=3) + x, "scaled"),

@@ -84,7 +84,7 @@ def slot(name: str) -> str:
 
 def kept(model: str, keep: float, by_block: dict[str, float], multiple: int) -> list[int]:
     """Groups that each block of the model would keep."""
-    return [groups_to_keep(b.groups, by_block.get(b.name, keep), multiple) for b in blocks(model)]
+    return [groups_to_keep(b.groups, by_block.get(b.name, keep), b.multiple(multiple)) for b in blocks(model)]
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
