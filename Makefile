@@ -38,6 +38,6 @@ $(VENV)/.installed: requirements.txt
 	$(PIP) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(PIP) -r requirements.txt -r requirements-dev.txt
+$(VENV)/.installed-dev: requirements-dev.txt requirements-huggingface.txt $(VENV)/.installed
+	$(PIP) -r requirements.txt -r requirements-dev.txt -r requirements-huggingface.txt
 	@touch $@

@@ -20,7 +20,7 @@ def warm() -> None:
     """Load the library and read the first model's network, so that the first visitor need not wait."""
     from ui import library  # takes seconds, and the server is to answer meanwhile
 
-    library.blocks(library.FIRST_MODEL)
+    library.warm()
 
 
 def open_page() -> None:

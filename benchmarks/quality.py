@@ -202,7 +202,8 @@ def say(words: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    made.add_argument("--models", nargs="+", choices=zoo.names(), default=zoo.names())
+    images = [name for name in zoo.names() if zoo.card(name).kind == "image"]
+    made.add_argument("--models", nargs="+", choices=images, default=["cifar10_resnet20", "mnist_mlp"])
     made.add_argument("--keeps", nargs="+", type=float, default=[0.7, 0.5, 0.4, 0.3, 0.2])
     made.add_argument("--selectors", nargs="+", choices=selectors.names(), default=selectors.names())
     made.add_argument("--reconstruct", nargs="+", choices=RECONSTRUCTIONS, default=list(RECONSTRUCTIONS))

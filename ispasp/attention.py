@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ispasp.graph import CONSUMERS, Traced
-from ispasp.layouts import RefusedError
+from ispasp.layouts import RefusedError, shape_of, tokens_first
 from ispasp.owners import Owners
 from ispasp.records import Block, Cut
 
@@ -38,9 +38,14 @@ def find(producer: fx.Node, traced: Traced, owners: Owners) -> Block | None:
         )
     if module.bias_k is not None or module.add_zero_attn:
         raise RefusedError("its attention adds keys and values of its own")
-    if owners.uses[id(module.in_proj_weight)] != 1:
-        raise RefusedError("its input projection is shared (tied) with another use")
+    for parameter in (module.in_proj_weight, module.in_proj_bias):
+        if parameter is not None and (owners.uses[id(parameter)] != 1 or owners.holders[id(parameter)] != 1):
+            raise RefusedError("its input projection is shared (tied) with another use")
     consumer = _output_projection(producer, f"{path}.{_OUTPUT}.weight", path, owners)
+    if any(
+        _masks_heads(node, path, module.num_heads, traced) for node in traced.nodes if _inside(node, path)
+    ):
+        raise RefusedError("attention has a mask or bias of its own for every head")
     owners.layer(consumer)
     size = module.head_dim
     return Block(
@@ -53,7 +58,7 @@ def find(producer: fx.Node, traced: Traced, owners: Owners) -> Block | None:
         hidden=str(consumer.args[0]),
         reads=(consumer.name,),
         signed=True,
-        tokens_first=True,  # the projection reads (tokens * examples, features), whatever batch_first says
+        tokens_first=tokens_first(consumer.args[0], traced),  # type: ignore[arg-type]
     )
 
 
@@ -76,6 +81,15 @@ def _output_projection(producer: fx.Node, weight: str, path: str, owners: Owners
     if len(consumer.args[0].users) != 1 or consumer.args[0] not in seen:  # type: ignore[union-attr]
         raise RefusedError("its hidden representation is also used elsewhere")
     return consumer
+
+
+def _masks_heads(node: fx.Node, path: str, heads: int, traced: Traced) -> bool:
+    """Whether ``node`` reads a value from outside of the module that has (N * heads, T, T) numbers."""
+    return any(
+        len(shape := shape_of(other)) == 3 and traced.is_batch(shape[0], heads)
+        for other in node.all_input_nodes
+        if isinstance(other.meta.get("val"), Tensor) and not _inside(other, path)
+    )
 
 
 def _inside(node: fx.Node, path: str) -> bool:
@@ -106,6 +120,7 @@ class SlicedAttention(nn.Module):
         self.in_proj_bias = None if whole.in_proj_bias is None else _rows_of(whole.in_proj_bias, rows)
         self.out_proj = whole.out_proj
         self._qkv_same_embed_dim = False  # keeps transformer layers from a fast path that reads embed_dim
+        self.train(whole.training)
 
     def forward(
         self,

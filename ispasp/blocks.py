@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ispasp import attention, calibration
+from ispasp import attention, calibration, trial
 from ispasp.errors import ModelError, SettingError, listing
 from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced, trace
-from ispasp.layouts import MOVING, RESHAPING, Layout, RefusedError, shape_of
+from ispasp.layouts import MOVING, RESHAPING, Layout, RefusedError, shape_of, tokens_first
 from ispasp.owners import Owners
 from ispasp.records import Block, Cut
 from ispasp.walk import ELEMENTWISE, POOLING, POSITIVE, Walk, convolution_groups
@@ -107,16 +107,13 @@ def _block(producer: fx.Node, traced: Traced, owners: Owners) -> Block:
             raise RefusedError(
                 "no nonlinearity stands between it and the next layer, so the two are one linear layer"
             )
-        cuts = [*walk.producers.values(), *walk.riders.values()]
+        cuts = [walk.producers[node] for node in traced.nodes if node in walk.producers]
+        cuts += walk.riders.values()
         cuts += [Cut(owners.layer(read)[0], "gate", walk.layouts[value].size) for read, value in gates]
         cuts += [Cut(owners.layer(read)[0], "consumer", layout.size) for read in reads]
-        if walk.written:
-            raise RefusedError(
-                "it is reshaped to a size written into forward, which would not fit fewer groups (use flatten)"
-            )
     except RefusedError as refusal:
         return Block(name=name, groups=groups, kind=kind, reason=str(refusal))
-    return Block(
+    block = Block(
         name=name,
         groups=walk.groups,
         group_size=layout.size,
@@ -127,7 +124,14 @@ def _block(producer: fx.Node, traced: Traced, owners: Owners) -> Block:
         reads=tuple(read.name for read in reads),
         gates=tuple(read.name for read, _ in gates),
         signed=not _positive(hidden, walk),
+        tokens_first=tokens_first(hidden, traced),
     )
+    if walk.written and not trial.fits(block, traced.model, traced.example):
+        reason = (
+            "it is reshaped to a size written into forward, which does not fit fewer groups (use -1 there)"
+        )
+        return Block(name=name, groups=groups, kind=kind, reason=reason)
+    return block
 
 
 def _meeting_point(
@@ -150,13 +154,17 @@ def _meeting_point(
     if len(hidden.users) != len(reads):
         raise RefusedError("its hidden representation is also used elsewhere")
     if gates:
-        _check_gates(hidden, [read for read, _ in gates])
+        _check_gates(hidden, [read for read, _ in gates], walk, traced)
     return [read for read, _, _ in reads], sorted(gates, key=lambda gate: order[gate[0]]), hidden, layout
 
 
-def _check_gates(hidden: fx.Node, gates: list[fx.Node]) -> None:
-    """What lies between the gates and the hidden representation must serve nothing else."""
+def _check_gates(hidden: fx.Node, gates: list[fx.Node], walk: Walk, traced: Traced) -> None:
+    """What lies between the gates and the hidden representation must serve nothing else, and what it reads stay."""
     between = between_gates(hidden, gates)
+    order = {node: number for number, node in enumerate(traced.nodes)}
+    since = min(order[gate] for gate in gates)
+    if any(mutates(node) and node not in between and order[node] > since for node in walk.layouts):
+        raise RefusedError("it is changed in place after a gate was computed from it")
     for node in between - {hidden}:
         if not between.issuperset(node.users):
             raise RefusedError("a gate on its groups is also used elsewhere")
@@ -217,12 +225,12 @@ def _positive(node: fx.Node, walk: Walk) -> bool:
         return True
     if packet in (aten.hardtanh, aten.hardtanh_):
         return len(node.args) > 1 and float(node.args[1]) >= 0  # type: ignore[arg-type]
+    if (
+        any(isinstance(argument, float | int) and argument < 0 for argument in node.args)
+        and packet not in MOVING
+    ):
+        return False
     operands = [other for other in node.all_input_nodes if other in walk.layouts]
     keeps = ELEMENTWISE | POOLING | MOVING | RESHAPING | {aten.mul, aten.mul_, aten.mean}
     known = len(operands) == len(node.all_input_nodes) or packet in MOVING | RESHAPING
     return packet in keeps and known and bool(operands) and all(_positive(other, walk) for other in operands)
-
-
-def features(groups: Tensor, group_size: int) -> Tensor:
-    """Indices of the consumer's input features that belong to ``groups`` (s,), in order: (s * group_size,)."""
-    return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()

@@ -7,6 +7,7 @@ most one dimension, and the keys ``labels`` and ``label`` of a dict.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ispasp import padding
 from ispasp.errors import CalibrationError
 
 LABEL_KEYS = ("labels", "label")
@@ -30,6 +32,11 @@ class Batch:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.inputs, *self.keywords.values())
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(N, T) bool, true at tokens that count; None where all do (``ispasp.padding``)."""
+        return padding.mask_of(self.keywords)
 
     def __len__(self) -> int:
         return self.tensors[0].shape[0]
@@ -127,6 +134,17 @@ def read(given: Iterable[Any], what: str = "calibration") -> list[Batch]:
         for value, reference in zip(batch.tensors, first.tensors, strict=True):
             _check(value, reference, number, what)
     return batches
+
+
+def digest(batches: Iterable[Batch]) -> str:
+    """SHA-256, hexadecimal, over name, type, shape and bytes of every input; labels do not count."""
+    sha = hashlib.sha256()
+    for batch in batches:
+        named = [(str(position), value) for position, value in enumerate(batch.inputs)]
+        for name, value in named + sorted(batch.keywords.items()):
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            sha.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _check(value: Tensor, reference: Tensor, number: int, what: str) -> None:

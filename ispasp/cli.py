@@ -10,18 +10,18 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from ispasp import find_blocks, runs, selectors, zoo
+from ispasp import datasets, find_blocks, models, runs, selectors, zoo
 from ispasp.errors import ISpaSPError, SettingError
 from ispasp.narrative import distil_sentence, model_stages, remarks
 from ispasp.records import Event, Finished, Iteration, Progress
-from ispasp.runs import ExportDone, RunSaved, RunSettings
+from ispasp.run_settings import KINDS, RunSettings
+from ispasp.runs import ExportDone, RunSaved
 from ispasp.settings import ALLOCATIONS, HIDDEN_SUMS, RECONSTRUCTIONS, check_keep
 
 
@@ -43,9 +43,26 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ispasp", description="Structured pruning with i-SpaSP.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    prune = commands.add_parser("prune", help="prune a sample model, measure it, save it")
+    prune = commands.add_parser("prune", help="prune a model, measure it, save it")
     prune.set_defaults(command=_prune)
-    prune.add_argument("model", help="a sample model; see: python -m ispasp models")
+    _add_model(prune)
+    prune.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="a checkpoint: safetensors, or a state dict saved by torch; or random (the published or trained ones)",
+    )
+    prune.add_argument(
+        "--data",
+        default="",
+        metavar="SOURCE",
+        help=f"what to calibrate with and to measure on: {_forms(datasets.KINDS)} (a sample model's own)",
+    )
+    prune.add_argument(
+        "--kinds",
+        default=",".join(KINDS),
+        help="kinds of groups that are pruned, separated by commas (%(default)s)",
+    )
     defaults = {f.name: f.default for f in dataclasses.fields(RunSettings)}
     prune.add_argument(
         "--keep", default=str(defaults["keep"]), help="fraction to keep, above 0 and up to 1 (%(default)s)"
@@ -115,13 +132,22 @@ def _parser() -> argparse.ArgumentParser:
 
     blocks = commands.add_parser("blocks", help="what can be pruned in a model, and why the rest cannot")
     blocks.set_defaults(command=_blocks)
-    blocks.add_argument("model")
+    _add_model(blocks)
     blocks.add_argument("--json", action="store_true", help="print one JSON object")
 
     models = commands.add_parser("models", help="the sample models")
     models.set_defaults(command=_models)
     models.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    others = {kind: form for kind, form in models.KINDS.items() if kind != "sample"}
+    parser.add_argument("model", help=f"a sample model ({', '.join(zoo.names())}), or {_forms(others)}")
+
+
+def _forms(kinds: Mapping[str, str]) -> str:
+    return ", ".join(f"{kind}:{form}" if form else kind for kind, form in kinds.items())
 
 
 def _number(name: str, text: str, kind: type[int] | type[float]) -> Any:
@@ -155,16 +181,21 @@ def _run_settings(options: argparse.Namespace) -> RunSettings:
         distil=_number("distil", options.distil, int),
         allocation=options.allocation,
         hidden_sum=options.hidden_sum,
+        weights=options.weights,
+        data=options.data,
+        kinds=tuple(kind.strip() for kind in options.kinds.split(",") if kind.strip()),
     )
 
 
 def _prune(options: argparse.Namespace) -> None:
     settings = _run_settings(options)
-    *_, finished, saved = _watch(runs.execute(settings, runs.default_folder(), options.out))
+    *_, finished, saved = _watch(runs.execute(settings, runs.default_folder(), options.out, allow_code=True))
     assert isinstance(finished, Finished) and isinstance(saved, RunSaved)
     report, path = finished.result.report, saved.path
     summary: dict[str, Any] = {
         "model": settings.model,
+        "weights": settings.weights,
+        "data": str(settings.data_source()),
         "keep": settings.keep,
         "keep_by_block": settings.keep_by_block,
         "selector": settings.selector,
@@ -183,10 +214,12 @@ def _prune(options: argparse.Namespace) -> None:
         "blocks": report["blocks"],
         "out": str(path),
     }
+    for note in finished.result.settings["notes"]:
+        print(f"ispasp: {note}", file=sys.stderr)
     for warning in remarks(report, settings.keep, settings.keep_by_block, settings.allocation):
         print(f"ispasp: {warning}", file=sys.stderr)
     if options.onnx:
-        exported = _watch(runs.export_run(path))[-1]
+        exported = _watch(runs.export_run(path, allow_code=True))[-1]
         assert isinstance(exported, ExportDone)
         summary["onnx"] = exported.report["onnx"] | {"path": str(path / exported.report["onnx"]["path"])}
         summary["latency"] = exported.report["latency"]
@@ -252,8 +285,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 def _blocks(options: argparse.Namespace) -> None:
-    card = zoo.card(options.model)
-    found = find_blocks(zoo.load(options.model), torch.zeros(2, *card.input_shape))
+    # Which groups there are does not depend on the weights, and those need not be there.
+    loaded = models.load(models.parse(options.model, models.RANDOM), allow_code=True)
+    found = find_blocks(loaded.model, loaded.example)
     if options.json:
         print(
             json.dumps(

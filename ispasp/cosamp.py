@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ispasp.algorithm import SelectorSettings, candidate_count, largest, record
-from ispasp.blocks import features
 from ispasp.gram import Gram, block_energies, diagonal_blocks, factor
+from ispasp.layouts import features
 from ispasp.records import Iteration
 from ispasp.statistics import Statistics
 

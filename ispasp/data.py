@@ -1,4 +1,4 @@
-"""The images that ship with the sample models, and batches made of them."""
+"""The images and sentence pairs that ship with the sample models, and batches made of them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ispasp import zoo
 from ispasp.errors import CalibrationError, SettingError, listing
 from ispasp.settings import check_whole_number
 from ispasp.shipped import damaged, read_shipped
+from sample_models import nli_grammar
+from sample_models.nli_logic import LABELS
+
+if TYPE_CHECKING:
+    from ispasp.preparation import TextPreparation
 
 DATASETS = ("cifar10", "mnist")
+PAIR_DATASETS = ("nli",)
 SPLITS = ("calibration", "test")
 _MEMBER = re.compile(r"(?P<split>[a-z]+)/(?P<label>\w+)/\d+\.(jpg|png)")
 _CHANNELS = {"L": 1, "RGB": 3}
@@ -62,6 +70,39 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, index: Tensor) -> Images:
+        """Those at the positions ``index`` (n,) int64, in its order."""
+        return Images(self.images[index], self.labels[index], self.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Labelled sentence pairs.
+
+    Attributes:
+        premises: N sentences.
+        hypotheses: N sentences.
+        labels: (N,) int64, positions in ``classes``.
+        classes: class names.
+    """
+
+    premises: tuple[str, ...]
+    hypotheses: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.premises)
+
+    def part(self, index: Tensor) -> Pairs:
+        """Those at the positions ``index`` (n,) int64, in its order."""
+        at = index.tolist()
+        premises, hypotheses = [self.premises[i] for i in at], [self.hypotheses[i] for i in at]
+        return Pairs(tuple(premises), tuple(hypotheses), self.labels[index], self.classes)
+
+
+Examples = TypeVar("Examples", Images, Pairs)
+
 
 def sample_images(dataset: str, split: str, folder: Traversable | None = None) -> Images:
     """The shipped images of a data set: 512 to calibrate with, 1,000 to test with.
@@ -81,8 +122,7 @@ def sample_images(dataset: str, split: str, folder: Traversable | None = None) -
     """
     if dataset not in DATASETS:
         raise SettingError(f"Unknown data set {dataset!r}: choose one of {listing(DATASETS)}.")
-    if split not in SPLITS:
-        raise SettingError(f"Unknown split {split!r}: choose one of {listing(SPLITS)}.")
+    _check_split(split)
     file = f"data/{dataset}.zip"
     content = read_shipped(file, folder)
     try:
@@ -100,6 +140,80 @@ def sample_images(dataset: str, split: str, folder: Traversable | None = None) -
         ValueError,
     ) as error:
         raise damaged(file, error) from error
+
+
+def sample_pairs(dataset: str, split: str) -> Pairs:
+    """The sentence pairs of a data set: 512 to calibrate with, 1,000 to test with.
+
+    They are written anew at each call by ``sample_models.nli_grammar``, always the same. Any prefix
+    holds each class equally often, give or take one; classes are in the order of the sample model's
+    outputs.
+
+    Args:
+        dataset: one of ``PAIR_DATASETS``.
+        split: ``"calibration"`` (training pairs) or ``"test"``.
+
+    Raises:
+        SettingError: the data set or split is unknown.
+    """
+    if dataset not in PAIR_DATASETS:
+        raise SettingError(f"Unknown data set {dataset!r}: choose one of {listing(PAIR_DATASETS)}.")
+    _check_split(split)
+    pairs = nli_grammar.pairs(*(("test", 1000) if split == "test" else ("train", 512)))
+    return Pairs(
+        tuple(pair.premise for pair in pairs),
+        tuple(pair.hypothesis for pair in pairs),
+        torch.tensor([LABELS.index(pair.label) for pair in pairs], dtype=torch.int64),
+        LABELS,
+    )
+
+
+def sample_batches(
+    name: str, split: str, samples: int | None = None, seed: int = 0, batch_size: int = 64
+) -> list[tuple[Tensor, Tensor]] | list[dict[str, Tensor]]:
+    """Batches of a sample model's own data, as it reads them, with labels.
+
+    Args:
+        name: one of ``ispasp.zoo.names()``.
+        split: ``"calibration"`` or ``"test"``.
+        samples: how many examples ``choose`` takes; None for all, in order.
+        seed: of that choice.
+        batch_size: examples per batch, at least 1.
+
+    Returns:
+        ``batches`` for a model of images, ``pair_batches`` for one of sentence pairs.
+
+    Raises:
+        ModelError: the name is unknown, a shipped file is missing or damaged, or transformers is
+            needed and not installed.
+        SettingError: a setting is out of its range.
+    """
+    card = zoo.card(name)
+    if card.kind == "image":
+        images = sample_images(card.dataset, split)
+        chosen = images if samples is None else choose(images, samples, seed)
+        return batches(chosen, card.mean, card.std, batch_size)
+    preparation = cast("TextPreparation", zoo.preparation(name))
+    pairs = sample_pairs(card.dataset, split)
+    return pair_batches(pairs if samples is None else choose(pairs, samples, seed), preparation, batch_size)
+
+
+def pair_batches(pairs: Pairs, preparation: TextPreparation, batch_size: int = 64) -> list[dict[str, Tensor]]:
+    """Tokenised batches in the order of ``pairs``; the last may be smaller.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` and what else the tokenizer gives, (n, max_length) int64
+        each, and ``labels`` (n,) int64.
+
+    Raises:
+        SettingError: ``batch_size`` is not a whole number from 1.
+    """
+    check_whole_number("batch_size", batch_size, at_least=1)
+    encoded = preparation.encode(pairs.premises, pairs.hypotheses) | {"labels": pairs.labels}
+    return [
+        {key: value[start : start + batch_size] for key, value in encoded.items()}
+        for start in range(0, len(pairs), batch_size)
+    ]
 
 
 def batches(
@@ -137,24 +251,28 @@ def batches(
     ]
 
 
-def choose(images: Images, samples: int, seed: int) -> Images:
-    """A random subset without replacement, in the order of ``images``.
+def choose(examples: Examples, samples: int, seed: int) -> Examples:
+    """A random subset without replacement, in the order of ``examples``.
 
     The same seed always gives the same subset, and a smaller one is part of a larger one.
 
     Args:
-        images: N images.
+        examples: N images or sentence pairs.
         samples: how many to take, 1 to N.
         seed: 0 or a positive whole number below 2**63.
 
     Raises:
         SettingError: ``samples`` or ``seed`` is out of its range or not a whole number.
     """
-    check_whole_number("samples", samples, at_least=1, at_most=len(images))
+    check_whole_number("samples", samples, at_least=1, at_most=len(examples))
     check_whole_number("seed", seed, at_least=0, at_most=2**63 - 1)
     generator = torch.Generator().manual_seed(seed)
-    index = torch.randperm(len(images), generator=generator)[:samples].sort().values
-    return Images(images.images[index], images.labels[index], images.classes)
+    return examples.part(torch.randperm(len(examples), generator=generator)[:samples].sort().values)
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise SettingError(f"Unknown split {split!r}: choose one of {listing(SPLITS)}.")
 
 
 def _decode(content: bytes, split: str) -> Images:

@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ispasp import calibration as calibration_data
 from ispasp import device as devices
-from ispasp import evaluate
+from ispasp import evaluate, padding
 from ispasp.augmentation import Variation, changed, familiar, mixed
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError, ModelError, SettingError
@@ -315,6 +315,10 @@ class _Distillation:
         with torch.no_grad():
             wanted = self.dense(batch)
         got = self.pruned(batch)
+        wanted, got = (
+            {name: padding.counted(batch.mask, value) for name, value in values.items()}
+            for values in (wanted, got)
+        )
         target, output = wanted[OUTPUT], got[OUTPUT]
         if output.shape != target.shape or not output.is_floating_point():
             raise ModelError(

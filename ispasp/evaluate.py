@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from ispasp import padding
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError, ModelError, listing
 from ispasp.graph import exclusive
@@ -85,9 +86,13 @@ def try_forward(model: nn.Module, batch: Batch, what: str) -> None:
 
 
 def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
-    """Top-1 class (N,) of each batch, on the CPU; the model should be in eval mode."""
+    """Top-1 class (N,) of each batch, on the CPU; of every token (P,) that is no padding where each has one.
+
+    The model should be in eval mode.
+    """
     for batch in batches:
-        yield first_tensor(forward(model, batch)).argmax(-1).cpu()
+        output = first_tensor(forward(model, batch)).cpu()
+        yield padding.counted(batch.mask, output).argmax(-1)
 
 
 @dataclass(frozen=True)

@@ -380,6 +380,7 @@ def score_figure(
     ordered = bool((np.diff(info.order.astype(np.int64)) == 1).all())
     figure.update_xaxes(
         showticklabels=ordered,
+        dtick=1 if len(info.order) <= 12 else None,  # no half groups
         title=info.kind if ordered else f"{info.kind}s, largest first",
         row=rows,
         col=1,

@@ -7,6 +7,7 @@ their modules, so that what is learnt about the graph can be carried back to the
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import threading
 import warnings
@@ -38,12 +39,21 @@ class Traced:
         nodes: placeholders, operations and the output, in execution order.
         fixed: parameter, buffer or constant of every ``get_attr`` node.
         last_used: for each node, the nodes whose values nobody reads afterwards.
+        example: what it was traced on, two examples or more.
     """
 
     model: nn.Module
     nodes: tuple[fx.Node, ...]
     fixed: dict[fx.Node, Tensor]
     last_used: dict[fx.Node, tuple[fx.Node, ...]]
+    example: Batch
+
+    def is_batch(self, size: Any, times: int = 1) -> bool:
+        """Whether a size in the graph is the number of examples, times a number."""
+        if isinstance(size, int):
+            return False
+        inputs = [node.meta["val"].shape[0] for node in self.nodes if node.op == "placeholder"]
+        return any(size.node.expr == times * one.node.expr for one in inputs if not isinstance(one, int))
 
     def cost(self, node: fx.Node) -> float:
         """Rough work of one node for one example, in multiply-adds; used for progress only."""
@@ -92,6 +102,13 @@ def trace(model: nn.Module, example: Batch) -> Traced:
     # A batch has positional or keyword inputs, never both (see ispasp.calibration).
     shapes: Any = {name: {0: Dim.AUTO} for name in example.keywords}
     shapes = shapes or tuple({0: Dim.AUTO} for _ in example.inputs)
+    parameters = inspect.signature(model.forward).parameters.values()
+    for parameter in parameters:  # forward(self, *inputs): all that is left over goes by that name
+        if parameter.kind is parameter.VAR_POSITIONAL and isinstance(shapes, tuple):
+            shapes = {parameter.name: shapes}
+            break
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and isinstance(shapes, tuple):
+            break
     try:
         with exclusive(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -130,7 +147,8 @@ def trace(model: nn.Module, example: Batch) -> Traced:
         )
     placeholders = [node for node in nodes if node.op == "placeholder"]
     size = placeholders[0].meta["val"].shape[0] if placeholders else None
-    if isinstance(size, int):
+    # len() in a forward makes the size of the example part of the graph.
+    if size is not None and (isinstance(size, int) or size.node.expr.is_number):
         raise ModelError(
             f"{type(model).__name__} only takes batches of {size}; its forward must take any batch size, "
             "for example by x.flatten(1) in place of x.view(N, -1)."
@@ -140,6 +158,7 @@ def trace(model: nn.Module, example: Batch) -> Traced:
         nodes=tuple(node for node in nodes if node.op != "get_attr"),
         fixed=fixed,
         last_used=last_used(nodes),
+        example=example.first(2),
     )
 
 

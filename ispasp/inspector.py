@@ -1,44 +1,45 @@
-"""What one group of a sample model looks like."""
+"""What one group of a model looks like."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from ispasp import zoo
 from ispasp.errors import SettingError
+from ispasp.records import Block
+from ispasp.surgery import entries
 
 
-@lru_cache(maxsize=4)
-def _model(name: str) -> nn.Module:
-    return zoo.load(name)
-
-
-def group_filters(model: str, block: str, group: int) -> NDArray[np.float32]:
-    """The producer's weights that make one group of the dense model.
+def group_filters(model: nn.Module, block: Block, group: int) -> NDArray[np.float32]:
+    """The first producer's weights that make one group of the dense model.
 
     Args:
-        model: a sample model's name.
-        block: the block's name, which is its producer's.
+        model: the dense model.
+        block: one of its prunable blocks.
         group: index from 0.
 
     Returns:
-        (channels in, kernel height, kernel width) for a convolution, (features,) for a linear layer.
+        (channels in, kernel height, kernel width) for a channel, (features,) for a neuron, (rows, features) for
+        what has several rows: an attention head, where one module makes queries, keys and values all of these.
 
     Raises:
-        ModelError: unknown model.
-        SettingError: unknown block, or the block has no such group.
+        SettingError: the model has no such block, or the block has no such group.
     """
+    if not 0 <= group < block.groups:
+        raise SettingError(f"Block {block.name} has groups 0 to {block.groups - 1}, not {group}.")
+    cut = block.cuts[0]
     try:
-        layer = _model(model).get_submodule(block)
+        module = model.get_submodule(cut.module)
     except AttributeError:
-        layer = nn.Identity()
-    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
-        raise SettingError(f"{model} has no block {block!r}; see python -m ispasp blocks {model}.")
-    weight = layer.weight
-    if not 0 <= group < len(weight):
-        raise SettingError(f"Block {block} has groups 0 to {len(weight) - 1}, not {group}.")
-    return weight[group].detach().numpy().copy()
+        module = nn.Identity()
+    weight = getattr(module, "in_proj_weight", None)
+    weight = getattr(module, "weight", None) if weight is None else weight
+    if not isinstance(weight, Tensor) or len(weight) != cut.repeats * block.groups * cut.size:
+        raise SettingError(
+            f"The model has no layer {cut.module!r} of {block.groups} groups: it is another one."
+        )
+    rows = weight.detach().index_select(0, entries(torch.tensor([group]), block.groups, cut))
+    filters = rows.float().numpy().copy()
+    return filters[0] if len(filters) == 1 else filters.reshape(len(filters), -1)

@@ -8,13 +8,15 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
-from torch import fx
+from torch import Tensor, fx
+
+from ispasp.graph import Traced
 
 aten = torch.ops.aten
 
 FLATTEN = {aten.flatten}
 RESHAPING = {aten.view, aten.reshape, aten._unsafe_view, aten.unflatten, *FLATTEN}
-MOVING = {aten.transpose, aten.permute, aten.unsqueeze, aten.squeeze, aten.select, aten.movedim}
+MOVING = {aten.transpose, aten.mT, aten.permute, aten.unsqueeze, aten.squeeze, aten.select, aten.movedim}
 
 
 class RefusedError(Exception):
@@ -68,8 +70,12 @@ def moved(user: fx.Node, value: fx.Node, layout: Layout) -> Layout:
     if packet is aten.permute:
         order = [int(d) % ndim for d in arguments[0]]
         return replace(layout, dim=order.index(layout.dim))
-    if packet is aten.transpose:
-        first, second = (int(d) % ndim for d in arguments)
+    if packet is aten.movedim and user.target is aten.movedim.int:
+        source, target = (int(d) % ndim for d in arguments)
+        others = [d for d in range(ndim) if d != source]
+        return replace(layout, dim=[*others[:target], source, *others[target:]].index(layout.dim))
+    if packet in (aten.transpose, aten.mT):
+        first, second = (int(d) % ndim for d in (arguments if packet is aten.transpose else (-2, -1)))
         return replace(layout, dim={first: second, second: first}.get(layout.dim, layout.dim))
     if packet is aten.unsqueeze:
         at = int(arguments[0]) % (ndim + 1)
@@ -170,6 +176,18 @@ def is_written(user: fx.Node, layout: Layout) -> bool:
     return 0 <= at < len(sizes) and isinstance(sizes[at], int) and sizes[at] != -1
 
 
+def tokens_first(hidden: fx.Node, traced: Traced) -> bool:
+    """Whether the rows of a value (T, N, features), or flattened to (T * N, features), begin with all examples of
+    the first token; not where examples come first, or there is one row per example."""
+    node = hidden
+    while len(shape_of(node)) == 2 and not traced.is_batch(shape_of(node)[0]):
+        if not node.args or not isinstance(node.args[0], fx.Node):
+            return False
+        node = node.args[0]
+    sizes = shape_of(node)
+    return len(sizes) > 2 and isinstance(sizes[0], int) and traced.is_batch(sizes[1])
+
+
 def averaged(user: fx.Node, layout: Layout, ndim: int) -> Layout:
     """The layout behind a mean or sum over other dimensions.
 
@@ -177,8 +195,15 @@ def averaged(user: fx.Node, layout: Layout, ndim: int) -> Layout:
         RefusedError: it is over the groups.
     """
     given: Any = user.args[1]
+    if given in (None, []):
+        raise RefusedError("its groups are averaged or summed up")
     dims = {int(d) % ndim for d in (given if isinstance(given, (list, tuple)) else [given])}
     if layout.dim in dims:
         raise RefusedError("its groups are averaged or summed up")
     keep = len(user.args) > 2 and bool(user.args[2])
     return layout if keep else replace(layout, dim=layout.dim - sum(d < layout.dim for d in dims))
+
+
+def features(groups: Tensor, group_size: int) -> Tensor:
+    """Indices of the consumer's input features that belong to ``groups`` (s,), in order: (s * group_size,)."""
+    return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()

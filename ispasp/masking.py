@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, fx
 
-from ispasp.blocks import between_gates, features
+from ispasp.blocks import between_gates
 from ispasp.graph import Traced, last_used
+from ispasp.layouts import features
 from ispasp.reconstruct import Refit
 from ispasp.records import Block
 from ispasp.statistics import Statistics

@@ -166,10 +166,15 @@ class Comparison(NamedTuple):
     better: bool | None
 
 
-def comparisons(report: Mapping[str, Any]) -> list[Comparison]:
-    """Dense against pruned: parameters, MACs, accuracy (where labels were known) and agreement."""
+def comparisons(report: Mapping[str, Any], example: str = "image") -> list[Comparison]:
+    """Dense against pruned: parameters, MACs, accuracy (where labels were known) and agreement.
+
+    Args:
+        report: of a finished run.
+        example: what one example is called (``vocabulary.example_word``).
+    """
     rows = []
-    for label, key in (("Parameters", "params"), ("MACs per image", "macs")):
+    for label, key in (("Parameters", "params"), (f"MACs per {example}", "macs")):
         before, after = report[f"{key}_before"], report[f"{key}_after"]
         change = f"{100 * (after / before - 1):+.0f} %".replace("-", "−") if before else ""
         rows.append(
@@ -211,16 +216,21 @@ def model_stages(report: Mapping[str, Any]) -> list[str]:
     return [*stages, "then distilled"] if report.get("distil") else stages
 
 
-def result_rows(report: Mapping[str, Any], export: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
+def result_rows(
+    report: Mapping[str, Any], export: Mapping[str, Any] | None = None, example: str = "image"
+) -> list[dict[str, str]]:
     """Dense against pruned, and against distilled where that was done, as rows of words ready for a table.
 
     Args:
         report: of a finished run.
         export: of its export (``runs.export_report``); without one, latency and file size are not known.
+        example: what one example is called.
     """
     rows = [{"Model": name} for name in model_stages(report)]
     dense, last = rows[0], rows[-1]
-    for row in comparisons(report):
+    for row in comparisons(report, example):
+        if row.label == "Agreement" and "Accuracy" not in dense:
+            dense["Accuracy"] = last["Accuracy"] = "unknown"  # there were examples, but no labels
         dense[row.label] = row.dense or "–"
         last[row.label] = f"{row.pruned}, {row.change}" if row.dense else row.pruned
     for values, name, file in ((dense, "dense", "dense_onnx"), (last, "pruned", "onnx")):
@@ -236,7 +246,7 @@ def result_rows(report: Mapping[str, Any], export: Mapping[str, Any] | None = No
             "accuracy_after": distil.get("accuracy_before"),
             "agreement": distil.get("agreement_before"),
         }
-        for row in comparisons(then):
+        for row in comparisons(then, example):
             rows[1][row.label] = f"{row.pruned}, {row.change}" if row.dense else row.pruned
         rows[1] |= {"Latency": "as below", "File size": "as below"}
     return rows

@@ -115,13 +115,17 @@ class OnePass:
         )
         consumers = collected.consumers
         candidates = candidate_count(block.groups, kept, settings.candidate_factor)
+        hidden = stream.values[self.by_name[block.hidden]][0]
+        if block.tokens_first:
+            whole = hidden.unflatten(0, (-1, stream.batches[0])) if hidden.ndim == 2 else hidden
+            hidden = whole.transpose(0, 1)
         started = BlockStarted(
             block=block,
             index=index,
             total=len(self.plan),
             keep_groups=kept,
             one_iteration_decides=candidates == block.groups,
-            sample=_sample(stream.values[self.by_name[block.hidden]][0], block, stream.batches[0]),
+            sample=_sample(hidden, block, consumers[0].feature_dim),
         )
         self.blocks_started.append(started)
         yield started
@@ -230,12 +234,9 @@ class OnePass:
         return event
 
 
-def _sample(hidden: Tensor, block: Block, examples: int) -> Tensor:
+def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:
     """The first examples of a hidden representation, groups in dimension 1."""
-    if block.tokens_first:
-        hidden = hidden.unflatten(0, (-1, examples)).transpose(0, 1)
-    few = hidden[:SAMPLE_EXAMPLES]
-    few = few if block.kind == "channel" else few.movedim(-1, 1)
+    few = hidden[:SAMPLE_EXAMPLES].movedim(feature_dim, 1)
     if block.group_size > 1:
         few = few.unflatten(1, (block.groups, block.group_size))
     limit = torch.finfo(torch.float16).max

@@ -36,6 +36,11 @@ def map_picture(values: np.ndarray, limit: float | None = None, side: int = 96) 
     return _enlarge(np.stack([grey] * 3, axis=-1), side)
 
 
+def token_strip(values: np.ndarray, limit: float, side: int = 12) -> np.ndarray:
+    """Answers to the tokens of one text (tokens,) as one row of cells, uint8 (side, W, 3), coloured as weights are."""
+    return signed_picture(np.asarray(values)[None, :], limit, 1).repeat(side, axis=0).repeat(side, axis=1)
+
+
 def photo(image: np.ndarray, side: int = 96) -> np.ndarray:
     """An input image uint8 (C, H, W) with C = 1 or 3 as uint8 (H, W, 3)."""
     image = np.asarray(image)
@@ -59,12 +64,14 @@ def filter_sheet(filters: np.ndarray, side: int = 36, columns: int = 8, most: in
     """The filters of one group as one picture, all on the same scale.
 
     Args:
-        filters: (in_channels, kh, kw) of a convolution, or (features,) of a linear layer. Square features
-            (such as 784 = 28 x 28) are drawn as a square, others as one row.
+        filters: (in_channels, kh, kw) of a convolution, (features,) of a linear layer, or (rows, features) of an
+            attention head. Square features (such as 784 = 28 x 28) are drawn as a square, others as one row.
         most: draw at most so many input channels.
     """
     filters = np.asarray(filters, dtype=np.float32)
     limit = float(np.abs(filters).max(initial=0)) or 1.0
+    if filters.ndim == 2:
+        return signed_picture(filters, limit, 8 * side)
     if filters.ndim == 1:
         edge = round(len(filters) ** 0.5)
         square = edge * edge == len(filters)

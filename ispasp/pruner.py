@@ -5,11 +5,14 @@ Every block sees the inputs that the already pruned network gives it, as in the 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import platform
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +26,7 @@ from ispasp import device as devices
 from ispasp.calibration import Batch
 from ispasp.distil import BATCH_SIZE, distil_steps
 from ispasp.errors import ModelError, SettingError, SurgeryError, listing
-from ispasp.graph import Traced, trace
+from ispasp.graph import Traced, exclusive, trace
 from ispasp.onepass import OnePass
 from ispasp.records import Block, BlockPruned, Distilled, Event, Finished, Progress, Started
 from ispasp.result import PruneResult
@@ -107,7 +110,7 @@ def iterate(
             ReLU, as in the paper, both are the same.
         evaluation: batches on which the report's accuracy and agreement are measured; without them
             both are None, because measuring costs more forward passes than pruning.
-        source: where the model came from, e.g. ``"zoo:mnist_mlp"``, so that ``ispasp.load`` can rebuild it.
+        source: where the model came from, as ``ispasp.models.parse`` reads it, so that ``ispasp.load`` can rebuild it.
 
     Raises:
         SettingError, CalibrationError, ModelError, DeviceError, SurgeryError: as ``prune``.
@@ -350,8 +353,20 @@ class _Run:
             **dataclasses.asdict(self.settings),
             "blocks": self.names,
             "calibration_examples": sum(len(batch) for batch in self.calibration),
-            "torch": torch.__version__,
+            "calibration_digest": calibration_data.digest(self.calibration),
+            "versions": _versions(),
         }
+
+
+def _versions() -> dict[str, str]:
+    """Of what the result depends on, where installed."""
+    from ispasp import __version__  # the package itself, which imports this module first
+
+    found = {"ispasp": __version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _set_apart(batches: Sequence[Batch]) -> tuple[Batch, list[Batch]]:
@@ -369,7 +384,10 @@ def _sliced(dense: nn.Module, one_pass: OnePass, probe: Batch) -> nn.Module:
     for edit in one_pass.edits:
         edit(pruned)
     try:
-        outputs = evaluate.forward(pruned, probe)
+        with (
+            exclusive()
+        ):  # torch's fast path for attention writes zeros at padding, the traced model does not
+            outputs = evaluate.forward(pruned, probe)
     except Exception as error:  # whatever a forward raises when a width is written into it
         raise SurgeryError(
             f"The sliced {type(pruned).__name__} does not run ({error}), so nothing was kept: its forward "

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from ispasp import gram as grams
-from ispasp.blocks import features
 from ispasp.device import widest_float
 from ispasp.gram import Gram
+from ispasp.layouts import features
 from ispasp.residual import Consumer, squared_norm
 
 # The ridge, as a share of the mean diagonal of X^T X: NOISE for as many unknowns as positions, in proportion

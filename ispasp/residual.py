@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
-from ispasp.blocks import features
 from ispasp.graph import CONVOLUTIONS
+from ispasp.layouts import features
 
 
 @dataclass(frozen=True)

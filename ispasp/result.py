@@ -20,13 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ispasp import surgery, zoo
-from ispasp.errors import ModelError, RunError
+from ispasp import models, surgery
+from ispasp.errors import ISpaSPError, RunError
 from ispasp.records import Block, BlockPruned, BlockStarted, Cut, Distilled, Iteration, Started
 
 FORMAT = 3
 """The format that is written. Formats 1 and 2 name riders and consumers where format 3 has cuts."""
-ZOO = "zoo:"
 
 
 @dataclass(frozen=True)
@@ -109,34 +108,45 @@ def check_new_folder(path: Path) -> None:
         ) from error
 
 
-def load(path: str | Path, model: nn.Module | None = None) -> PruneResult:
+def load(path: str | Path, model: nn.Module | None = None, *, allow_code: bool = False) -> PruneResult:
     """Read a run saved by ``PruneResult.save``, with its pruned model.
 
     Args:
         path: the run's folder.
-        model: the dense architecture, freshly built (its weights do not matter); needed unless a
-            sample model was pruned. It is resized in place and becomes the result's model.
+        model: the dense architecture, freshly built (its weights do not matter); needed unless the run
+            says where its model comes from. It is resized in place and becomes the result's model.
+        allow_code: whether the Python file that a ``python:`` source names may be run.
 
     Raises:
         RunError: the folder is missing, damaged, foreign, from a newer version, or belongs to
             another architecture.
     """
     record = load_record(path)
-    source = str(record.settings.get("source", ""))
     if model is None:
-        if not source.startswith(ZOO):
-            raise RunError(
-                f"The run {path} does not say how to build its model; pass it: ispasp.load(path, model=YourModel())."
-            )
-        try:
-            model = zoo.build(source.removeprefix(ZOO))
-        except ModelError as error:
-            raise RunError(
-                f"The run {path} was made from a sample model that is not here: {error}"
-            ) from error
+        model = _architecture(record.settings, Path(path), allow_code)
     weights = _load_tensors(Path(path) / "model.safetensors")
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     return PruneResult(**fields, model=surgery.rebuild(model, record.blocks_pruned, weights))
+
+
+def _architecture(settings: dict[str, Any], path: Path, allow_code: bool) -> nn.Module:
+    """The dense architecture that a run's settings name."""
+    described = settings.get("architecture")
+    # ispasp 0.1 wrote "zoo:" before the name of a sample model.
+    source = str(settings.get("source", "")).removeprefix("zoo:")
+    if not described and not source:
+        raise RunError(
+            f"The run {path} does not say how to build its model; pass it: ispasp.load(path, model=YourModel())."
+        )
+    try:
+        if isinstance(described, dict):
+            return models.build(described, allow_code=allow_code)
+        return models.load(models.parse(source, models.RANDOM), allow_code=allow_code).model
+    except ISpaSPError as error:
+        raise RunError(
+            f"The model of the run {path} cannot be built here: {error} Or pass it: "
+            "ispasp.load(path, model=YourModel())."
+        ) from error
 
 
 def load_record(path: str | Path) -> RunRecord:

@@ -1,4 +1,4 @@
-"""Runs of sample models from start to disk: what the command line and the app both do."""
+"""Runs from start to disk: what the command line and the app both do."""
 
 from __future__ import annotations
 
@@ -6,100 +6,33 @@ import dataclasses
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from ispasp import data, zoo
+from ispasp import datasets, evaluate, models
 from ispasp import device as devices
 from ispasp.blocks import find_blocks
-from ispasp.errors import ISpaSPError, RunError, SettingError, listing
+from ispasp.calibration import Batch, read
+from ispasp.datasets import Data
+from ispasp.errors import RunError, SettingError, listing
 from ispasp.latency import LatencyReport, compare_latency
+from ispasp.models import LoadedModel, build
 from ispasp.onnx_export import export_onnx
 from ispasp.pruner import iterate
 from ispasp.records import Block, Event, Finished, Progress
-from ispasp.result import ZOO, RunRecord, check_new_folder, load, load_record, read_json
-from ispasp.settings import PruneSettings, check_keep, check_whole_number
+from ispasp.result import RunRecord, check_new_folder, load, load_record, read_json
+from ispasp.run_settings import KINDS, RunSettings
 
 EXPORT = "export"  # the folder in a run's folder that holds its ONNX files and their figures
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """Everything that decides what a run of a sample model gives.
-
-    Attributes:
-        model: a sample model's name; see ``ispasp.zoo.names()``.
-        keep: kept fraction in (0, 1].
-        keep_by_block: other fractions for some blocks, by block name.
-        samples: calibration images.
-        seed: draws the calibration images, and whatever else is random.
-        device: ``"auto"`` or a device's name.
-        selector, reconstruct, multiple, candidate_factor, iterations, recalibrate, distil, allocation, hidden_sum: as
-            in ``ispasp.iterate``. The re-fit is on unless told otherwise, because without one a sample model
-            hardly works any more; ``"none"`` is the paper's pure selection, and the default of ``iterate``.
-
-    Raises:
-        SettingError, ModelError: a value is unknown or out of range. The device is looked for when the
-            run starts, so that a run from another machine can still be read.
-    """
-
-    model: str
-    keep: float = 0.5
-    keep_by_block: dict[str, float] = field(default_factory=dict)
-    selector: str = "ispasp"
-    reconstruct: str = "asymmetric"
-    multiple: int = 8
-    candidate_factor: float = 2.0
-    iterations: int = 20
-    samples: int = 512
-    seed: int = 0
-    device: str = "auto"
-    recalibrate: bool = False
-    distil: int = 0
-    allocation: str = "uniform"
-    hidden_sum: str = "absolute"
-
-    def __post_init__(self) -> None:
-        zoo.card(self.model)
-        check_keep(self.keep)
-        for name, keep in self.keep_by_block.items():
-            check_keep(keep, f"keep of block {name}")
-        check_whole_number("samples", self.samples, at_least=1)
-        self.prune_settings()
-        if self.keep_by_block and self.allocation != "uniform":
-            raise SettingError(
-                f"Allocation {self.allocation} decides what every block keeps, and {listing(self.keep_by_block)} "
-                "has a keep ratio of its own; clear that, or use allocation uniform."
-            )
-
-    def prune_settings(self) -> PruneSettings:
-        names = [f.name for f in dataclasses.fields(PruneSettings)]
-        return PruneSettings(**{name: getattr(self, name) for name in names})
-
-    @classmethod
-    def of(cls, record: RunRecord) -> RunSettings:
-        """The settings that a saved run was made with.
-
-        Raises:
-            RunError: the run was not made from a sample model.
-        """
-        names = {f.name for f in dataclasses.fields(cls)}
-        if not {"model", "keep"} <= set(record.settings):
-            raise RunError("This run was not made from a sample model; repeat it from Python.")
-        # What a run of an earlier version does not say was not done.
-        said = {"reconstruct": "none", **record.settings}
-        try:
-            return cls(**{name: value for name, value in said.items() if name in names})
-        except (AttributeError, TypeError, ISpaSPError) as error:
-            raise RunError(f"The settings of this run cannot be used here: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -138,17 +71,48 @@ def default_folder() -> Path:
 def new_run_id(settings: RunSettings) -> str:
     """A folder name that says what the run is and sorts by time."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return f"{now}-{settings.model}-keep{settings.keep:g}-{secrets.token_hex(2)}"
+    model = re.sub(r"[^A-Za-z0-9_]+", "-", settings.model).strip("-")[-40:]
+    return f"{now}-{model}-keep{settings.keep:g}-{secrets.token_hex(2)}"
 
 
-def sample_blocks(model: str) -> list[Block]:
-    """The prunable blocks of a sample model, in network order."""
-    example = torch.zeros(2, *zoo.card(model).input_shape)
-    return [block for block in find_blocks(zoo.load(model), example) if block.prunable]
+def open_model(settings: RunSettings, *, allow_code: bool = False) -> LoadedModel:
+    """The dense model of a run, with its weights.
+
+    Raises:
+        ModelError: it is not here, cannot be fetched, or would run code that is not permitted.
+    """
+    return models.load(settings.model_source(), allow_code=allow_code)
 
 
-def execute(settings: RunSettings, runs_folder: Path, path: Path | None = None) -> Iterator[Event | RunSaved]:
-    """Prune a sample model and save the run; the last event is ``RunSaved``.
+def open_data(settings: RunSettings, loaded: LoadedModel, *, allow_code: bool = False) -> Data:
+    """Calibration and evaluation data of a run, prepared for its model.
+
+    Raises:
+        CalibrationError, SettingError: they cannot be had, or do not fit the model.
+    """
+    output = evaluate.first_tensor(evaluate.forward(loaded.model, loaded.example))
+    classes = evaluate.class_dimension(output)
+    return datasets.load(
+        settings.data_source(),
+        loaded.preparation,
+        loaded.classes,
+        outputs=None if classes is None else int(output.shape[classes]),
+        samples=settings.samples,
+        seed=settings.seed,
+        allow_code=allow_code,
+    )
+
+
+def prunable_blocks(loaded: LoadedModel, kinds: Collection[str] = KINDS) -> list[Block]:
+    """The blocks of a model that can be pruned, in network order, of some kinds of groups."""
+    found = find_blocks(loaded.model, loaded.example)
+    return [block for block in found if block.prunable and block.kind in kinds]
+
+
+def execute(
+    settings: RunSettings, runs_folder: Path, path: Path | None = None, *, allow_code: bool = False
+) -> Iterator[Event | RunSaved]:
+    """Prune a model and save the run; the last event is ``RunSaved``.
 
     Nothing is written until the run is finished, and then all of it or nothing.
 
@@ -156,35 +120,55 @@ def execute(settings: RunSettings, runs_folder: Path, path: Path | None = None) 
         settings: what to do.
         runs_folder: where the run's new folder is made.
         path: the folder itself, where the caller wants to name it.
+        allow_code: whether a Python file that the settings name may be run.
 
     Raises:
         ISpaSPError: what was given cannot be used, or the folder cannot be written.
     """
     devices.pick(settings.device)
-    card = zoo.card(settings.model)
-    shipped = data.sample_images(card.dataset, "calibration")
-    images = data.choose(shipped, settings.samples, settings.seed)
     path = runs_folder / new_run_id(settings) if path is None else path
     check_new_folder(path)
-    yield Progress(0.0, "reading model and images")
-    model = zoo.load(settings.model)
-    test = data.sample_images(card.dataset, "test")
+    yield Progress(0.0, "reading the model")
+    loaded = open_model(settings, allow_code=allow_code)
+    yield Progress(0.0, "reading the data")
+    data = open_data(settings, loaded, allow_code=allow_code)
     keep: float | dict[str, float] = settings.keep
+    names = None
+    if settings.keep_by_block or set(settings.kinds) != set(KINDS):
+        names = [block.name for block in prunable_blocks(loaded, settings.kinds)]
+        if not names:
+            raise SettingError(
+                f"The model {settings.model} has no prunable {listing(f'{kind}s' for kind in settings.kinds)}; "
+                "choose other kinds."
+            )
     if settings.keep_by_block:
-        names = [block.name for block in sample_blocks(settings.model)]
-        keep = dict.fromkeys(names, settings.keep) | settings.keep_by_block
+        keep = dict.fromkeys(names or [], settings.keep) | settings.keep_by_block
+        left_out = {b.name for b in prunable_blocks(loaded)} - set(names or [])
+        if unwanted := sorted(left_out & set(settings.keep_by_block)):
+            raise SettingError(
+                f"{listing(unwanted)} has a keep ratio of its own and is none of the {listing(settings.kinds)} groups "
+                "that are to be pruned; clear its ratio, or add its kind."
+            )
+        names = None
     events = iterate(
-        model,
-        data.batches(images, card.mean, card.std),
+        loaded.model,
+        data.calibration,
         keep,
+        blocks=names,
         **dataclasses.asdict(settings.prune_settings()),
         device=settings.device,
-        evaluation=data.batches(test, card.mean, card.std, batch_size=250),
-        source=ZOO + settings.model,
+        evaluation=data.evaluation,
+        source=settings.model,
     )
     for event in events:
         if isinstance(event, Finished):
-            described = {**event.result.settings, **dataclasses.asdict(settings)}
+            described = {
+                **event.result.settings,
+                **settings.plain(),
+                "architecture": loaded.record,
+                "words": loaded.words,
+                "notes": list(data.notes),
+            }
             event = Finished(dataclasses.replace(event.result, settings=described))
             event.result.save(path)
         yield event
@@ -215,7 +199,9 @@ def open_run(path: Path) -> RunRecord:
     return load_record(path)
 
 
-def export_run(path: Path, threads: int = 1, seconds: float = 4.0) -> Iterator[Progress | ExportDone]:
+def export_run(
+    path: Path, threads: int = 1, seconds: float = 4.0, *, allow_code: bool = False
+) -> Iterator[Progress | ExportDone]:
     """Export a saved run's dense and pruned model to ONNX, compare both with torch, and time them.
 
     The files and ``export.json`` land in the run's ``export`` folder, all of them or none.
@@ -224,29 +210,31 @@ def export_run(path: Path, threads: int = 1, seconds: float = 4.0) -> Iterator[P
         path: the run's folder.
         threads: intra-operation threads of onnxruntime.
         seconds: how long to measure the latency.
+        allow_code: whether a Python file that the run names may be run.
 
     Raises:
-        RunError: the run cannot be opened.
+        RunError, ModelError, CalibrationError: the run, its dense model or its data cannot be opened.
         ExportError: an export failed or does not agree with torch.
     """
     yield Progress(0.0, "reading the run")
-    result = load(path)
-    settings = RunSettings.of(result)
-    card = zoo.card(settings.model)
-    test = data.batches(data.sample_images(card.dataset, "test"), card.mean, card.std, batch_size=250)
-    example = test[0][0][:2]
+    settings = RunSettings.of(load_record(path))
+    loaded = open_model(settings, allow_code=allow_code)
+    data = open_data(settings, loaded, allow_code=allow_code)
+    result = load(path, build(loaded.record, allow_code=allow_code))
+    batches = read(data.evaluation, "evaluation")
+    example = _inputs(batches[0].first(2))
     partial = path / f".{EXPORT}.{secrets.token_hex(4)}.partial"
     try:
         partial.mkdir()
         report: dict[str, Any] = {}
-        dense = zoo.load(settings.model)
-        for share, key, model in ((0.05, "dense_onnx", dense), (0.35, "onnx", result.model)):
+        for share, key, model in ((0.05, "dense_onnx", loaded.model), (0.35, "onnx", result.model)):
             name = "dense.onnx" if key == "dense_onnx" else "model.onnx"
             yield Progress(share, f"exporting {name} and comparing it with torch")
-            exported = export_onnx(model, example, partial / name, batches=test)
+            exported = export_onnx(model, example, partial / name, batches=batches)
             report[key] = exported.as_dict() | {"path": f"{EXPORT}/{name}"}
+        one = _inputs(batches[0].first(1))
         for step in compare_latency(
-            partial / "dense.onnx", partial / "model.onnx", example[:1], threads=threads, seconds=seconds
+            partial / "dense.onnx", partial / "model.onnx", one, threads=threads, seconds=seconds
         ):
             if isinstance(step, LatencyReport):
                 report["latency"] = step.as_dict()
@@ -260,6 +248,11 @@ def export_run(path: Path, threads: int = 1, seconds: float = 4.0) -> Iterator[P
         shutil.rmtree(partial, ignore_errors=True)
     yield Progress(1.0, "finished")
     yield ExportDone(report)
+
+
+def _inputs(batch: Batch) -> tuple[Tensor, ...] | dict[str, Tensor]:
+    """A batch's inputs as a forward call takes them."""
+    return batch.keywords or batch.inputs
 
 
 def _put_in_place(new: Path, place: Path) -> None:

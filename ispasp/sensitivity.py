@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ispasp import evaluate, masking, reconstruct, selectors, statistics, targets
+from ispasp import evaluate, masking, padding, reconstruct, selectors, statistics, targets
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError
 from ispasp.graph import Traced
@@ -96,7 +96,8 @@ def measure(
                     fork = stream.fork()
                     _prune(traced, fork, collected, kept, settings)
                     outputs = yield from _run(traced, fork, position, now)
-                    loss[kept] = max(_divergence(dense, outputs, block), *loss.values())
+                    masks = [batch.mask for batch in batches]
+                    loss[kept] = max(_divergence(dense, outputs, masks, block), *loss.values())
             curves.append(Curve(block, tuple(sorted(loss)), tuple(loss[kept] for kept in sorted(loss))))
             if len(curves) == len(blocks):
                 break
@@ -152,10 +153,12 @@ def _run(
     return [stream.outputs(number)[0] for number in range(len(stream.batches))]
 
 
-def _divergence(dense: Sequence[Tensor], outputs: Sequence[Tensor], block: Block) -> float:
+def _divergence(
+    dense: Sequence[Tensor], outputs: Sequence[Tensor], masks: Sequence[Tensor | None], block: Block
+) -> float:
     total = count = 0.0
-    for expected, output in zip(dense, outputs, strict=True):
-        expected, output = expected.float(), output.float()
+    for whole, other, mask in zip(dense, outputs, masks, strict=True):
+        expected, output = (padding.counted(mask, value.float()) for value in (whole, other))
         classes = evaluate.class_dimension(output)
         if classes is None:
             total += squared_norm(expected - output)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from ispasp import padding
 from ispasp.calibration import Batch
 from ispasp.device import widest_float
 from ispasp.errors import CalibrationError
@@ -51,7 +50,7 @@ class Stream:
         self.values: dict[fx.Node, list[Any]] = {}
         self.ready: dict[fx.Node, list[Tensor]] = {}
         self.narrowed: dict[fx.Node, Callable[[Tensor], Tensor]] = {}
-        self.masks = [padding.mask_of(batch.keywords) for batch in batches]
+        self.masks = [batch.mask for batch in batches]
         placeholders = [node for node in traced.nodes if node.op == "placeholder"]
         given = len(batches[0].tensors)
         if len(placeholders) != given:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ispasp.attention import SlicedAttention
-from ispasp.blocks import features
 from ispasp.errors import RunError, SurgeryError, listing
+from ispasp.layouts import features
 from ispasp.records import Block, BlockPruned, Cut
 
 
@@ -22,9 +22,21 @@ def slice_block(model: nn.Module, block: Block, selected: Sequence[int]) -> None
         if isinstance(module, nn.MultiheadAttention):
             parent, _, name = cut.module.rpartition(".")
             setattr(model.get_submodule(parent), name, SlicedAttention(module, selected))
+            _forgo_nested_tensors(model, parent)
         else:
             outputs = cut.role in ("producer", "rider")
             _keep(module, entries(groups, block.groups, cut), dim=0 if outputs else 1)
+
+
+def _forgo_nested_tensors(model: nn.Module, name: str) -> None:
+    """Keep the transformer around a layer from packing padded examples in a way that only its own attention reads."""
+    while name:
+        module = model.get_submodule(name)
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+        name = name.rpartition(".")[0]
+    if isinstance(model, nn.TransformerEncoder):
+        model.use_nested_tensor = False
 
 
 def entries(groups: Tensor, total: int, cut: Cut) -> Tensor:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ispasp import selectors
+from ispasp import data, selectors
+from ispasp.datasets import DataSource
 from ispasp.records import Iteration
 
 
@@ -50,7 +51,7 @@ _SELECTORS: dict[str, SelectorWords] = {
         "Candidates by importance, of these the largest hidden sums, until nothing changes.",
         Way.COMPARES,
         "hidden sum",
-        "the sum of a group's activations over the calibration images",
+        "the sum of a group's activations over the calibration data",
     ),
     "ispasp-contribution": SelectorWords(
         "i-SpaSP, by contribution",
@@ -83,24 +84,24 @@ _SELECTORS: dict[str, SelectorWords] = {
     ),
     "l1": SelectorWords(
         "Weight norm, L1",
-        "Ranks once by the sum of a group's absolute weights; looks at no image.",
+        "Ranks once by the sum of a group's absolute weights; looks at no data.",
         Way.RANKS,
         "L1 weight norm",
         "the sum of the absolute weights that make the group",
     ),
     "l2": SelectorWords(
         "Weight norm, L2",
-        "Ranks once by the root of a group's summed squared weights; looks at no image.",
+        "Ranks once by the root of a group's summed squared weights; looks at no data.",
         Way.RANKS,
         "L2 weight norm",
         "the root of the summed squared weights that make the group",
     ),
     "activation": SelectorWords(
         "Activation",
-        "Ranks once by how strongly a group answers to the calibration images.",
+        "Ranks once by how strongly a group answers to the calibration data.",
         Way.RANKS,
         "activation",
-        "the root mean square of the group's answers to the calibration images",
+        "the root mean square of the group's answers to the calibration data",
     ),
     "taylor": SelectorWords(
         "Taylor, uses labels",
@@ -160,3 +161,11 @@ def panel_names(iteration: Iteration, words: SelectorWords) -> tuple[str, ...]:
 def refit_words(name: str) -> tuple[str, str]:
     """Title and one line of ``reconstruct``."""
     return REFITS.get(name, (name, ""))
+
+
+def example_word(source: DataSource) -> str:
+    """What one example of a source is called: ``"image"``, ``"sentence pair"``, or ``"example"`` where unknown."""
+    if source.kind == "python":
+        return "example"
+    texts = source.kind == "pairs" or (source.kind == "sample" and source.name in data.PAIR_DATASETS)
+    return "sentence pair" if texts else "image"

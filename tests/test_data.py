@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 
 import sample_models
 from ispasp import data, zoo
-from ispasp.data import Images
+from ispasp.data import Images, Pairs
 from ispasp.errors import CalibrationError, ModelError, SettingError
 
 SHIPPED = Path(sample_models.__file__).parent
+needs_transformers = pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_any_prefix_is_balanced(dataset: str, split: str):
     assert int((counts.max(1).values - counts.min(1).values).max()) <= 1
 
 
-@pytest.mark.parametrize("name", ["cifar10_resnet20", "mnist_mlp"])
+@pytest.mark.parametrize("name", ["cifar10_mobilenetv2", "cifar10_resnet20", "mnist_mlp"])
 def test_classes_are_those_of_the_models_outputs(name: str):
     card = zoo.card(name)
     for split in data.SPLITS:
@@ -245,3 +247,81 @@ def test_truncated_and_altered_archives_are_damaged(tmp_path: Path):
         path.write_bytes(broken)
         with pytest.raises(ModelError, match=r"data/mnist\.zip is damaged"):
             data.sample_images("mnist", "test", tmp_path)
+
+
+def toy_pairs(count: int) -> Pairs:
+    numbers = [str(number) for number in range(count)]
+    return Pairs(
+        tuple(numbers), tuple(f"not {number}" for number in numbers), torch.arange(count) % 2, ("a", "b")
+    )
+
+
+@pytest.mark.parametrize("split, count", [("calibration", 512), ("test", 1000)])
+def test_shipped_pairs_are_the_grammars(split: str, count: int):
+    pairs = data.sample_pairs("nli", split)
+    assert len(pairs) == len(pairs.premises) == len(pairs.hypotheses) == count
+    assert pairs.labels.shape == (count,) and pairs.labels.dtype == torch.int64
+    assert pairs.classes == zoo.card("nli_bert").classes
+    counts = torch.nn.functional.one_hot(pairs.labels, 3).cumsum(0)
+    assert int((counts.max(1).values - counts.min(1).values).max()) <= 1
+
+
+def test_unknown_pairs_list_the_known():
+    with pytest.raises(SettingError, match="'xnli'.*nli"):
+        data.sample_pairs("xnli", "test")
+    with pytest.raises(SettingError, match="'train'.*calibration and test"):
+        data.sample_pairs("nli", "train")
+    with pytest.raises(SettingError, match="'train'.*calibration and test"):
+        data.sample_batches("mnist_mlp", "train")
+
+
+def test_pairs_are_chosen_as_images_are():
+    taken = data.choose(toy_pairs(200), 50, seed=3)
+    positions = [int(premise) for premise in taken.premises]
+    assert positions == data.choose(toy(200), 50, seed=3).images[:, 0, 0, 0].tolist()
+    assert taken.hypotheses == tuple(f"not {position}" for position in positions)
+    assert torch.equal(taken.labels, torch.tensor(positions) % 2)
+    with pytest.raises(SettingError, match="from 1 to 20"):
+        data.choose(toy_pairs(20), 21, seed=0)
+
+
+def test_sample_batches_of_an_image_model_are_its_images():
+    card = zoo.card("cifar10_resnet20")
+    images = data.choose(data.sample_images(card.dataset, "calibration"), 96, seed=5)
+    expected = data.batches(images, card.mean, card.std)
+    made = data.sample_batches("cifar10_resnet20", "calibration", samples=96, seed=5)
+    assert [len(x) for x, _ in made] == [64, 32]
+    for (x, y), (x2, y2) in zip(made, expected, strict=True):
+        assert torch.equal(x, x2) and torch.equal(y, y2)
+
+
+@needs_transformers
+def test_sample_batches_of_a_text_model_are_its_pairs():
+    pairs = data.choose(data.sample_pairs("nli", "calibration"), 96, seed=5)
+    made = data.sample_batches("nli_bert", "calibration", samples=96, seed=5)
+    assert [set(batch) for batch in made] == [
+        {"input_ids", "token_type_ids", "attention_mask", "labels"} for _ in range(2)
+    ]
+    assert [batch["input_ids"].shape for batch in made] == [(64, 32), (32, 32)]
+    assert torch.equal(torch.cat([batch["labels"] for batch in made]), pairs.labels)
+    decoded = zoo.preparation("nli_bert").tokenizer.decode(made[0]["input_ids"][3], skip_special_tokens=True)
+    assert decoded == f"{pairs.premises[3]} {pairs.hypotheses[3]}"
+    again = data.sample_batches("nli_bert", "calibration", samples=96, seed=5)
+    assert all(
+        torch.equal(batch[key], other[key]) for batch, other in zip(made, again, strict=True) for key in batch
+    )
+    with pytest.raises(SettingError, match="batch_size"):
+        data.sample_batches("nli_bert", "test", batch_size=0)
+
+
+@needs_transformers
+def test_padding_occurs_and_is_masked():
+    pad = zoo.preparation("nli_bert").tokenizer.pad_token_id
+    for split in data.SPLITS:
+        [batch] = data.sample_batches("nli_bert", split, batch_size=1000)
+        mask = batch["attention_mask"]
+        assert torch.equal(mask == 0, batch["input_ids"] == pad)
+        lengths = mask.sum(1)
+        # Pairs differ in length, none is cut, and padding follows the words.
+        assert int(lengths.min()) <= 12 and 20 <= int(lengths.max()) < mask.shape[1]
+        assert torch.equal(mask.cumprod(1), mask)

@@ -16,7 +16,8 @@ import ispasp
 from ispasp import data, runs, zoo
 from ispasp.errors import DeviceError, ModelError, RunError, SettingError
 from ispasp.records import Distilled, Progress
-from ispasp.runs import ExportDone, RunSaved, RunSettings
+from ispasp.run_settings import RunSettings
+from ispasp.runs import ExportDone, RunSaved
 from ispasp.settings import PruneSettings
 
 SETTINGS = RunSettings("mnist_mlp", keep=0.2, samples=64, device="cpu")
@@ -201,7 +202,7 @@ def test_archive_holds_the_run_and_follows_no_link(saved: Path, tmp_path: Path) 
         (
             {"model": "resnet99"},
             ModelError,
-            "Unknown model 'resnet99': choose one of cifar10_resnet20 and mnist_mlp",
+            "Unknown model 'resnet99': give a sample",
         ),
         ({"keep": 0}, SettingError, "keep is 0"),
         ({"keep_by_block": {"fc1": 3}}, SettingError, "keep of block fc1 is 3"),
@@ -253,5 +254,5 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pa
 
 def test_a_run_from_python_cannot_be_repeated_from_settings(tmp_path: Path) -> None:
     result = ispasp.prune(zoo.load("mnist_mlp"), [torch.randn(8, 1, 28, 28)], keep=0.2, device="cpu")
-    with pytest.raises(RunError, match="not made from a sample model"):
+    with pytest.raises(RunError, match="made from Python"):
         RunSettings.of(result)

@@ -6,11 +6,11 @@ import streamlit as st
 
 from ispasp import figures, narrative
 from ispasp.figures import LOOKS, GroupState
-from ispasp.runs import RunSettings
+from ispasp.run_settings import RunSettings
 from ispasp.vocabulary import Way, panel_names, selector_words
 from ui import components, inspector, session, style
 from ui.view import BlockView, View
-from ui.words import HELP, score_help
+from ui.words import HELP, KINDS, score_help
 
 SCORES_HEIGHT = 330
 MANY_GROUPS = 256
@@ -59,7 +59,7 @@ def draw(view: View, settings: RunSettings, live: bool, locked: bool) -> None:
         _sentence(block, t, settings)
         group = inspector.group_in_view(block, t)
         _map_and_residual(block, t, group, settings, live)
-        _scores(block, t, group, settings.selector, live)
+        _scores(block, t, group, settings, live)
     with right:
         inspector.draw(block, t, settings, live)
 
@@ -81,10 +81,10 @@ def _iteration(block: BlockView, live: bool, elsewhere: bool) -> int:
         elsewhere: the work is at another block.
     """
     newest = block.trace[-1].t
-    with st.container(horizontal=True, vertical_alignment="center", height=56, border=False):
+    with st.container(horizontal=True, vertical_alignment="center", key="block_title"):
         st.subheader(f"Block {block.block.name}", anchor=False, width="content")
         readers = " and ".join(block.block.consumers)
-        st.caption(f"{block.block.groups} {block.block.kind}s, read by {readers}", width="content")
+        st.caption(f"{block.block.groups} {KINDS[block.block.kind]}, read by {readers}", width="content")
         if elsewhere:
             _follow()
         if live or newest == 1:
@@ -168,15 +168,16 @@ def _map_and_residual(block: BlockView, t: int, group: int | None, settings: Run
             )
 
 
-def _scores(block: BlockView, t: int, group: int | None, selector: str, live: bool) -> None:
+def _scores(block: BlockView, t: int, group: int | None, settings: RunSettings, live: bool) -> None:
     assert block.started is not None
-    iteration = block.trace[t - 1]
+    iteration, selector = block.trace[t - 1], settings.selector
     words = selector_words(selector)
     panels = panel_names(iteration, words)
     title = " and ".join(panels)
     title = f"{title[0].upper()}{title[1:]} at iteration {t}"
+    help = score_help(words, len(panels), block.block.signed, settings.hidden_sum)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.markdown(f"**{title}**", help=score_help(words, len(panels)), width="content")
+        st.markdown(f"**{title}**", help=help, width="content")
         orders = {"number": "by number", "importance": "by importance", "score": f"by {words.score}"}
         if len(panels) == 1:
             del orders["importance"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ui import style
 from ui.view import View
 
 _HERE = Path(__file__).parent
+LONG_NAME = 20  # letters; longer ones do not fit into the strip
 _CANVAS_HTML = (
     '<div class="frame"><canvas role="img"></canvas></div>'
     '<div class="hint" hidden>scroll for more ↓</div><div class="tip" hidden></div>'
@@ -164,6 +166,12 @@ def live_scores(key: str, info: ScoreInfo, height: int) -> None:
     )
 
 
+def _label(name: str) -> str:
+    """A block's name, from its first number on where it is long: ``"0.attention.self.query"``."""
+    number = re.search(r"\d", name) if len(name) > LONG_NAME else None
+    return name[number.start() :] if number else name
+
+
 def strip(view: View, picked: int | None, on_pick: Callable[[], None], stale: bool = False) -> None:
     """The network as a strip; a click on a block calls ``on_pick``, the name is in ``st.session_state.strip``.
 
@@ -179,6 +187,7 @@ def strip(view: View, picked: int | None, on_pick: Callable[[], None], stale: bo
             "blocks": [
                 {
                     "name": b.block.name,
+                    "label": _label(b.block.name),
                     "groups": b.block.groups,
                     "kept": b.keep_groups,
                     "unit": b.block.kind,

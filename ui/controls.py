@@ -11,19 +11,22 @@ from ispasp import runs
 from ispasp.errors import ISpaSPError
 from ispasp.jobs import Job, Snapshot, State, registry
 from ispasp.narrative import duration
-from ispasp.runs import RunSettings
-from ui import library, session
+from ispasp.run_settings import RunSettings
+from ui import library, models, session
 from ui.settings import Draft
 from ui.view import View
-from ui.words import HELP, setting_words
+from ui.words import HELP, escaped, setting_words, source_words
 
 
 def submit(settings: RunSettings, step: bool) -> None:
     """Begin a run and look at it."""
-    title = f"Prune {settings.model}, keep {settings.keep:g}"
+    title = f"Prune {source_words(settings.model)}, keep {settings.keep:g}"
+    allow = models.allow_code()
     slot = library.slot(settings.device)
     try:
-        job = registry.submit(title, lambda: runs.execute(settings, runs.default_folder()), slot, paused=step)
+        job = registry.submit(
+            title, lambda: runs.execute(settings, runs.default_folder(), allow_code=allow), slot, paused=step
+        )
     except ISpaSPError as problem:
         st.session_state.refused = str(problem)
         return
@@ -79,7 +82,8 @@ def buttons(job: Job | None, state: State | None, draft: Draft, used: RunSetting
         elif used is not None and (apart := _apart(used, draft)):
             what = "run" if ended is None else f"{ended.value} run"
             st.caption(
-                f"Showing the {what} {used.model}, keep {used.keep:g}. Shown: {apart}.", width="content"
+                f"Showing the {what} {escaped(source_words(used.model))}, keep {used.keep:g}. Shown: {apart}.",
+                width="content",
             )
             st.button(
                 "New run with the settings above", key="new_run", disabled=draft.settings is None,
@@ -92,7 +96,7 @@ def buttons(job: Job | None, state: State | None, draft: Draft, used: RunSetting
 def _apart(used: RunSettings, draft: Draft) -> str:
     """``"multiple 1 (above: 8)"``: what was different in the run on the screen; empty where nothing was."""
     if draft.settings is None:
-        return "the last settings that could be used" if draft.last != used else ""
+        return "the last settings that could be used" if draft.last not in (None, used) else ""
     shown, above = asdict(used), asdict(draft.settings)
     if used.device not in library.devices():
         shown["device"] = above["device"]  # made on another machine; nothing to choose here
@@ -125,8 +129,18 @@ def _stands(snapshot: Snapshot, view: View) -> str:
     return f" at {place}"
 
 
+def only_asks(problems: Sequence[str]) -> bool:
+    """Whether nothing is wrong, and only something is left to choose."""
+    return all(problem.startswith("Choose ") for problem in problems)
+
+
 def status(
-    snapshot: Snapshot | None, view: View, opened: str = "", problems: Sequence[str] = (), steps: int = 0
+    snapshot: Snapshot | None,
+    view: View,
+    opened: str = "",
+    problems: Sequence[str] = (),
+    steps: int = 0,
+    own: bool = False,
 ) -> None:
     """One line and one bar of always the same height: where the work is and what can be done now.
 
@@ -134,10 +148,13 @@ def status(
         opened: what to say about a run opened from disk, where there is no job.
         steps: of distillation that a run with these settings would make.
         problems: why the settings cannot be run.
+        own: the model is none of the samples, which are pruned in seconds.
     """
-    if problems and (snapshot is None or snapshot.state.ended):
-        with st.container(height=52, border=False, key="status"):
-            st.error(" ".join(problems))
+    wrong = [problem for problem in problems if not only_asks([problem])]
+    said = escaped(" ".join(wrong or problems)) if snapshot is None or snapshot.state.ended else ""
+    if said and not opened:
+        with st.container(height="content", border=False, key="status"):
+            (st.error if wrong else st.info)(said)
         return
     done = 0.0 if snapshot is None else snapshot.done
     match snapshot.state if snapshot else None:
@@ -146,6 +163,8 @@ def status(
             picture = (
                 f"then distils for {steps:,} steps, which may take minutes"
                 if steps
+                else "shows the whole picture, which may take minutes for a large model"
+                if own
                 else "shows the whole picture in seconds"
             )
             text = opened or (
@@ -185,5 +204,7 @@ def status(
         case State.FINISHED:
             assert snapshot is not None
             text = f"**Finished** in {duration(snapshot.seconds)}."
-    with st.container(height=52, border=False, key="status"):
+    with st.container(height="content" if said else 52, border=False, key="status"):
         st.progress(done, text=text)
+        if said:  # about the next run; what was opened is finished
+            (st.error if wrong else st.info)(said)

@@ -12,14 +12,17 @@ from ispasp import figures, runs
 from ispasp.errors import ISpaSPError
 from ispasp.jobs import Job, State, registry
 from ispasp.narrative import duration
-from ui import style
-from ui.words import HELP
+from ui import models, style
+from ui.words import HELP, escaped
 
 
 def _begin(path: Path) -> None:
+    allow = models.allow_code()
     try:
         # Latency is measured on the CPU: in its slot, so that no other job of this server runs beside it.
-        registry.submit(f"Export {path.name}", lambda: runs.export_run(path), "cpu", subject=str(path))
+        registry.submit(
+            f"Export {path.name}", lambda: runs.export_run(path, allow_code=allow), "cpu", subject=str(path)
+        )
     except ISpaSPError as problem:
         st.session_state.refused = str(problem)
 
@@ -45,7 +48,7 @@ def draw(path: Path) -> None:
         _report(path, report)
         return
     if job is not None and job.state is State.FAILED:
-        st.error(f"The export failed. {job.snapshot().error}")
+        st.error(f"The export failed. {escaped(job.snapshot().error)}")
     elif job is not None and job.state is State.CANCELLED:
         st.caption("The export was stopped; nothing of it was kept.")
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -55,8 +58,8 @@ def draw(path: Path) -> None:
         )  # fmt: skip
         _download_saved(path)
         st.caption(
-            "Writes the dense and the pruned model as ONNX, compares both with torch on the test images, and "
-            "measures their latency in onnxruntime. About half a minute.",
+            "Writes the dense and the pruned model as ONNX, compares both with torch on the test examples, and "
+            "measures their latency in onnxruntime. About half a minute, longer for large models.",
             width=560,
         )
 

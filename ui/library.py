@@ -1,69 +1,47 @@
-"""What the widgets ask the library, cached: models, blocks, sizes, pictures, saved runs."""
+"""What the widgets ask the library, cached: pictures, examples, devices, saved runs."""
 
 from __future__ import annotations
 
 import atexit
 import gc
-import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import streamlit as st
 
-from ispasp import calibration, data, device, evaluate, inspector, pictures, runs, zoo
+from ispasp import data, datasets, device, inspector, pictures, runs
+from ispasp.errors import ISpaSPError
+from ispasp.models import parse
 from ispasp.records import Block, BlockStarted
 from ispasp.result import RunRecord
+from ispasp.run_settings import RunSettings
 from ispasp.settings import groups_to_keep
+from ui import models
 
 FIRST_MODEL = "cifar10_resnet20"
 """The model chosen on a first visit."""
 
-_READING = threading.Lock()
-_BLOCKS: dict[str, list[Block]] = {}
-
-
-def settle() -> None:
-    """Take what is loaded by now out of Python's cyclic garbage collection.
-
-    Streamlit collects all generations after every page run, and with torch loaded that holds the interpreter
-    for 0.3-0.7 s on two cores: at two page runs per second the jobs' threads would hardly move.
-    """
-    gc.collect()
-    gc.freeze()
-
 
 @st.cache_resource(show_spinner=False)
 def settle_once() -> None:
-    """:func:`settle` for what the imports brought, at the first page run of the process."""
-    settle()
+    """``models.settle`` for what the imports brought, at the first page run of the process."""
+    models.settle()
     atexit.register(gc.unfreeze)  # else extension modules report their types as leaked at exit
 
 
-def blocks(model: str) -> list[Block]:
-    """The prunable blocks of a sample model. Tracing takes seconds the first time in a process."""
-    with _READING:  # whoever comes while another thread traces waits for its answer
-        if model not in _BLOCKS:
-            _BLOCKS[model] = runs.sample_blocks(model)
-            settle()  # tracing loads as much again as torch itself
-        return _BLOCKS[model]
-
-
-@st.cache_data(show_spinner=False)
-def macs(model: str) -> int:
-    """Multiply-accumulates of the dense model for one image."""
-    card = zoo.card(model)
-    images = data.choose(_images(card.dataset), 1, 0)
-    batch = calibration.as_batch(data.batches(images, card.mean, card.std)[0])
-    return evaluate.count_macs(zoo.load(model), batch)
+def warm() -> None:
+    """Read the first model's network, so that the first visitor need not wait."""
+    models.facts(parse(FIRST_MODEL))
 
 
 @st.cache_resource(show_spinner=False)
-def _images(dataset: str) -> data.Images:
-    return data.sample_images(dataset, "calibration")
-
-
-def image_count(dataset: str) -> int:
-    return len(_images(dataset))
+def sample_count(dataset: str) -> int:
+    """How many calibration examples ship under this name."""
+    pairs = dataset in data.PAIR_DATASETS
+    return len(
+        data.sample_pairs(dataset, "calibration") if pairs else data.sample_images(dataset, "calibration")
+    )
 
 
 def devices() -> dict[str, str]:
@@ -82,31 +60,94 @@ def slot(name: str) -> str:
     return str(device.pick(name))
 
 
-def kept(model: str, keep: float, by_block: dict[str, float], multiple: int) -> list[int]:
-    """Groups that each block of the model would keep."""
-    return [groups_to_keep(b.groups, by_block.get(b.name, keep), b.multiple(multiple)) for b in blocks(model)]
+def planned(settings: RunSettings) -> tuple[list[Block], list[int]]:
+    """The blocks that a run with these settings would visit, and the groups that each of them would keep.
+
+    Raises:
+        ISpaSPError: the model cannot be read.
+    """
+    found = models.facts(settings.model_source()).blocks
+    blocks = [block for block in found if block.kind in settings.kinds]
+    return blocks, [
+        groups_to_keep(
+            b.groups, settings.keep_by_block.get(b.name, settings.keep), b.multiple(settings.multiple)
+        )
+        for b in blocks
+    ]
 
 
 @st.cache_data(show_spinner=False, max_entries=256)
-def filter_picture(model: str, block: str, group: int) -> np.ndarray:
-    """The filters that make a group, as one RGB picture."""
-    return pictures.filter_sheet(inspector.group_filters(model, block, group))
+def filter_picture(model: str, weights: str, name: str, group: int) -> np.ndarray:
+    """The filters that make a group, as one RGB picture.
+
+    Raises:
+        ISpaSPError: the model cannot be read, or is another one by now.
+    """
+    source = parse(model, weights)
+    block = next((b for b in models.facts(source).blocks if b.name == name), None)
+    if models.shown(source) != source:
+        raise ISpaSPError("The published weights are not on this machine any more.")
+    if block is None:
+        raise ISpaSPError(f"The model has no block {name} any more: it is another one.")
+    return pictures.filter_sheet(inspector.group_filters(models.loaded(source).model, block, group))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The first calibration examples of a run, in its order: pictures or texts; neither where they are unknown."""
+
+    pictures: tuple[np.ndarray, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
-def photos(dataset: str, samples: int, seed: int, count: int) -> list[np.ndarray]:
-    """The first calibration images of a run, in its order."""
-    chosen = data.choose(_images(dataset), samples, seed).images[:count]
-    return [pictures.photo(image) for image in chosen.numpy()]
+def examples(model: str, weights: str, source: str, samples: int, seed: int, count: int) -> Examples:
+    """Read as few of them as will be shown.
+
+    Raises:
+        ISpaSPError: they cannot be read, or the model cannot.
+    """
+    place = datasets.parse(source)
+    if place.kind == "python":
+        return Examples()
+    found = datasets.load(
+        place,
+        models.loaded(parse(model, weights)).preparation,
+        (),
+        outputs=None,
+        # The order of the shipped data depends on how many there are; elsewhere fewer are the first of more.
+        samples=samples if place.kind == "sample" else min(samples, count),
+        seed=seed,
+        evaluation=1,
+    )
+    shown = () if found.pictures is None else tuple(map(pictures.photo, found.pictures[:count].numpy()))
+    return Examples(shown, found.texts[:count])
 
 
-def responses(started: BlockStarted, group: int) -> list[np.ndarray | float]:
-    """What a group answers to the first calibration images: pictures for channels, numbers for neurons."""
+@dataclass(frozen=True)
+class Answer:
+    """What a group answers to one example: a picture (of a map, or of its tokens), a number, or both."""
+
+    picture: np.ndarray | None = None
+    number: float | None = None
+
+
+def answers(started: BlockStarted, group: int) -> list[Answer]:
+    """What a group answers to the first calibration examples, one entry each.
+
+    Maps for channels, a number for neurons; both where it answers to every token, the number being the mean. A
+    head's answer to a token is the root mean square of its features.
+    """
     sample = started.sample[:, group].numpy().astype(np.float32)
+    if started.block.kind == "head":
+        sample = np.sqrt((sample**2).mean(axis=1)).reshape(len(sample), -1)
     if sample.ndim == 3:
         limit = float(sample.max(initial=0))
-        return [pictures.map_picture(one, limit) for one in sample]
-    return [float(value) for value in sample.reshape(len(sample), -1).mean(axis=1)]
+        return [Answer(pictures.map_picture(one, limit)) for one in sample]
+    if sample.ndim == 1 or started.block.kind == "channel":
+        return [Answer(None, float(one)) for one in sample.reshape(len(sample), -1).mean(axis=1)]
+    limit = float(np.abs(sample).max(initial=0)) or 1.0
+    return [Answer(pictures.token_strip(one, limit), float(one.mean())) for one in sample]
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)

@@ -44,7 +44,7 @@ def distil_line(steps: int) -> str:
     """What a number of distillation steps means."""
     if not steps:
         return "Nothing is trained; everything else is closed form."
-    return f"{steps:,} gradient steps on the unlabelled images: may take minutes, can be stopped."
+    return f"{steps:,} gradient steps on the unlabelled data: may take minutes, can be stopped."
 
 
 def _line(key: str, text: str) -> None:

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from ispasp import figures, narrative, zoo
-from ispasp.runs import RunSettings
-from ui import library, style
+from ispasp.errors import ISpaSPError
+from ispasp.models import ModelSource
+from ispasp.run_settings import RunSettings
+from ispasp.vocabulary import example_word
+from ui import models, style
 from ui.view import View
-from ui.words import HELP
+from ui.words import HELP, escaped, source_words
 
 
-def headline(model: str, report: dict[str, Any] | None) -> None:
-    """Four figures that are always there: the dense model's at first, then what became of them."""
-    card = zoo.card(model)
+def headline(settings: RunSettings | None, report: dict[str, Any] | None) -> None:
+    """Four figures that are always there: the dense model's at first, then what became of them.
+
+    Args:
+        settings: of the run, or of the plan; None while no model is chosen, or it cannot be read.
+        report: of the run, once it is finished.
+    """
+    example = example_word(settings.data_source()) if settings else "image"
+    source = settings.model_source() if settings else None
+    parameters, macs = _costs(source)
     dense = {
-        "Parameters": (narrative.quantity(card.parameters), "dense model", HELP["parameters"]),
-        "MACs per image": (narrative.quantity(library.macs(model)), "dense model", HELP["macs"]),
-        "Accuracy": (narrative.percent(card.accuracy_test), "dense model", HELP["accuracy_card"]),
+        "Parameters": (parameters, "dense model", HELP["parameters"]),
+        f"MACs per {example}": (macs, "dense model", HELP["macs"]),
+        "Accuracy": ("–", "known after the run", HELP["accuracy_own"]),
         "Agreement": ("–", "known after the run", HELP["agreement"]),
     }
-    images = {
-        "Accuracy": f"{1000 if report else card.test_images:,} {'shipped ' if report else ''}test images"
-    }
-    found = {row.label: row for row in narrative.comparisons(report)} if report else {}
+    over = ""
+    if report:
+        shipped = "shipped " if settings and settings.data_source().kind == "sample" else ""
+        over = f", {report['examples']:,} {shipped}test {example.split()[-1]}s"
+        dense["Accuracy"] = ("unknown", "no labels that fit the model", HELP["accuracy_own"])
+    elif settings and source and source.kind == "sample" and not (source.weights or settings.data):
+        card = zoo.card(source.name)
+        dense["Accuracy"] = (narrative.percent(card.accuracy_test), "dense model", HELP["accuracy_card"])
+        over = f", {card.test_examples:,} test {example.split()[-1]}s"
+    found = {row.label: row for row in narrative.comparisons(report, example)} if report else {}
     for column, (label, (value, note, help)) in zip(st.columns(4), dense.items(), strict=True):
         row = found.get(label)
-        title = f"{label}, {images[label]}" if label in images else label
+        title = f"{label}{over}" if label == "Accuracy" else label
         with column:
             if row is None:
                 st.metric(title, value, note, delta_color="off", delta_arrow="off", help=help, border=True)
@@ -45,27 +62,48 @@ def headline(model: str, report: dict[str, Any] | None) -> None:
                 )
 
 
-def draw(view: View, settings: RunSettings, exported: dict[str, Any] | None) -> None:
+def _costs(source: ModelSource | None) -> tuple[str, str]:
+    """Parameters and MACs of the dense model in words; of a model that was not read yet, only a sample's."""
+    found = models.known(source) if source else None
+    if found:
+        return narrative.quantity(found.parameters), narrative.quantity(found.macs)
+    if source is None or source.kind != "sample":
+        return "–", "–"
+    try:
+        parameters, macs = models.costs(source)
+    except ISpaSPError:
+        return "–", "–"
+    return narrative.quantity(parameters), narrative.quantity(macs)
+
+
+def draw(view: View, settings: RunSettings, said: Mapping[str, Any], exported: dict[str, Any] | None) -> None:
     """The finished run in full.
 
     Args:
+        said: all that the run has on record beside its report: ``words`` about the model, ``notes`` about the data.
         exported: the report of its export, once there is one.
     """
     assert view.report is not None
     st.subheader("Result: dense against pruned", anchor="result")
+    example = example_word(settings.data_source())
+    own = settings.model_source().kind != "sample" or settings.weights or settings.data
+    if own and (model := said.get("words")):
+        st.caption(f"{escaped(model)}. Data: {escaped(source_words(settings.data or 'its own'))}.")
     st.dataframe(
-        pd.DataFrame(narrative.result_rows(view.report, exported)),
+        pd.DataFrame(narrative.result_rows(view.report, exported, example)),
         hide_index=True,
         alt="Dense against pruned",
         column_config={
             "Parameters": st.column_config.TextColumn(help=HELP["parameters"]),
-            "MACs per image": st.column_config.TextColumn(help=HELP["macs"]),
+            f"MACs per {example}": st.column_config.TextColumn(help=HELP["macs"]),
             "Accuracy": st.column_config.TextColumn(help=HELP["accuracy"]),
             "Agreement": st.column_config.TextColumn(help=HELP["agreement"]),
             "Latency": st.column_config.TextColumn(help=HELP["latency"]),
             "File size": st.column_config.TextColumn(help=HELP["onnx"]),
         },
     )
+    for note in said.get("notes", ()):
+        st.info(escaped(str(note)))
     for remark in narrative.remarks(view.report, settings.keep, settings.keep_by_block, settings.allocation):
         st.warning(remark)
     left, right = st.columns([1, 1.5], gap="medium")

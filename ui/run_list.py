@@ -12,10 +12,11 @@ import streamlit as st
 from ispasp import runs
 from ispasp.jobs import Job, registry
 from ispasp.narrative import percent, quantity
-from ispasp.runs import RunSettings, RunSummary
+from ispasp.run_settings import RunSettings
+from ispasp.runs import RunSummary
 from ui import controls, library, session
 from ui import view as views
-from ui.words import HELP, unusual_words
+from ui.words import HELP, escaped, source_words, unusual_words
 
 EXPLORE = Path(__file__).resolve().parent.parent / "pages" / "explore.py"
 PAGE = 15
@@ -98,7 +99,7 @@ def under_way() -> None:
 def _job_words(job: Job) -> str:
     """``"cifar10_resnet20, keep 0.5"``; the title of a job that is no run."""
     settings = session.settings_of(job)
-    return f"{settings.model}, keep {settings.keep:g}" if settings else job.title
+    return f"{escaped(source_words(settings.model))}, keep {settings.keep:g}" if settings else job.title
 
 
 def _job_row(job: Job) -> None:
@@ -106,7 +107,7 @@ def _job_row(job: Job) -> None:
     title, bar, stop, watch = st.columns([2.5, 3, 0.8, 0.8], vertical_alignment="center")
     settings = session.settings_of(job)
     begun = _when(datetime.fromtimestamp(view.started or view.submitted, UTC).isoformat())
-    title.markdown(view.title)
+    title.markdown(escaped(view.title))
     title.caption(f"{f'seed {settings.seed}, ' if settings else ''}since {begun}")
     bar.progress(view.done, text=f"{view.state.value.capitalize()} on {view.device}")
     help = HELP["stop_export"] if view.subject else HELP["stop"]
@@ -126,20 +127,24 @@ def _row(run: RunSummary) -> None:
     if run.problem:
         name, said, _ = st.columns([2.5, 7, 0.9], vertical_alignment="center")
         name.markdown(f"`{run.run_id}`")
-        said.markdown(f"⚠️ It cannot be opened. {run.problem}")
+        said.markdown(f"⚠️ It cannot be opened. {escaped(run.problem)}")
         return
     columns = st.columns(_WIDTHS, vertical_alignment="center")
     report, settings = run.report, run.settings
     before, after = report.get("accuracy_before"), report.get("accuracy_after")
     model = settings.get("model")
-    columns[0].markdown(str(model) if model else "a model from Python")
+    kind, _, short = source_words(model).partition(":") if model else ("a model from Python", "", "")
+    with columns[0].container(gap=None):
+        st.markdown(escaped(short or kind))
+        if short:
+            st.caption(kind)
     keep = settings.get("keep")
     columns[1].markdown(f"{keep:g}" if isinstance(keep, (int, float)) else "per block")
     columns[2].caption(_settings(settings))
     columns[3].markdown(
         f"{quantity(report['params_before'])} → {quantity(report['params_after'], report['params_before'])}"
     )
-    columns[4].markdown(percent(after) if after is not None else "–")
+    columns[4].markdown(percent(after) if after is not None else "unknown")
     points = (
         "–" if before is None or after is None else f"{100 * (after - before):+.1f} points".replace("-", "−")
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import streamlit as st
 
 from ispasp.jobs import Job, registry
-from ispasp.runs import RunSettings
+from ispasp.run_settings import RunSettings
 
 _KINDS = ("job", "run")
 _SETTINGS: dict[str, RunSettings] = {}
@@ -66,3 +66,8 @@ def forget_view() -> None:
     """Follow the work again: no block, iteration or group was picked by the person."""
     for key in [k for k in st.session_state if str(k).startswith(("look_block", "look_t_", "look_group_"))]:
         del st.session_state[key]
+
+
+def put(key: str, value: str) -> None:
+    """Give a widget a value, as the callback of another one."""
+    st.session_state[key] = value

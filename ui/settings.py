@@ -14,31 +14,34 @@ from streamlit.errors import StreamlitAPIException
 
 from ispasp import zoo
 from ispasp.errors import ISpaSPError, listing
-from ispasp.runs import RunSettings
-from ispasp.settings import ALLOCATIONS
-from ispasp.vocabulary import SHARES
-from ui import library, method, session
-from ui.words import DATASETS, HELP
+from ispasp.run_settings import KINDS, RunSettings
+from ui import finer, library, method, models, session, sources, words
+from ui.sources import Chosen
+from ui.words import HELP, MODEL_KINDS
 
 KEEP = "above 0 and up to 1, such as 0.5"
 _DEFAULT = RunSettings(library.FIRST_MODEL)
 _PLAIN = (
     "selector", "reconstruct", "distil", "allocation", "recalibrate", "candidate_factor", "iterations", "multiple",
-    "seed", "device",
+    "seed", "device", "hidden_sum",
 )  # fmt: skip
+_ADDRESS = ("model", "weights", "data")
 
 
 @dataclass
 class Draft:
     """What the widgets say: settings ready to run, or None where ``problems`` stand in the way.
 
-    ``last``: the newest settings of this model that could be run. ``table``: where the table of single
-    blocks goes; it needs the network to be traced, so it is filled when the rest of the page stands.
+    ``model``: as ``RunSettings`` has it; empty while it has no name. ``last``: the newest settings of this model
+    that could be run. ``plan``: what its blocks can be shown with, before there are data to run it on. ``table``:
+    where the table of single blocks goes; it needs the network to be traced, so it is filled when the rest of the
+    page stands.
     """
 
     model: str
     settings: RunSettings | None = None
     last: RunSettings | None = None
+    plan: RunSettings | None = None
     problems: list[str] = field(default_factory=list)
     table: Place | None = None
     locked: bool = False
@@ -76,11 +79,19 @@ def _near(keep: float | None) -> float:
 
 
 def _other_model() -> None:
-    """Block names and the number of images belong to the model, and so does what was on the screen."""
-    st.session_state.pop("samples", None)
-    st.session_state.pop("unknown_model", None)
+    """Block names and the number of examples belong to the model, and so does what was on the screen."""
+    for key in ("samples", "unknown_model", "kinds"):
+        st.session_state.pop(key, None)
+    if st.session_state.weights == sources.FILE:  # of another architecture
+        st.session_state.weights = ""
     session.forget_view()
     session.look_at("run", None)
+
+
+def _other_source() -> None:
+    """Another kind of model: weights and data begin anew, too."""
+    st.session_state.weights = st.session_state.data = ""
+    _other_model()
 
 
 def follow(id: str, used: RunSettings | None) -> None:
@@ -97,11 +108,12 @@ def follow(id: str, used: RunSettings | None) -> None:
         return
     state.panel_of = id
     state.panel_set = True
-    for key in ("model", "keep"):
-        with contextlib.suppress(StreamlitAPIException):  # bound already, so the widget itself corrects it
-            st.query_params.pop(key, None)
-    for key in ("model", "samples", *_PLAIN):
+    with contextlib.suppress(StreamlitAPIException):  # bound already, so the widget itself corrects it
+        st.query_params.pop("keep", None)
+    sources.put(used.model, used.weights, used.data)
+    for key in ("samples", *_PLAIN):
         state[key] = getattr(used, key)
+    state.kinds = list(used.kinds)
     if used.device not in library.devices():
         state.device = "auto"
     state.candidate_factor = float(used.candidate_factor)
@@ -111,25 +123,61 @@ def follow(id: str, used: RunSettings | None) -> None:
 
 def _begin() -> None:
     """Give every widget its value: what it last was, on this page or before another one, else the default."""
-    kept: dict[str, Any] = st.session_state.setdefault("panel_values", {})
-    for key in ("model", *_PLAIN):
-        st.session_state.setdefault(key, kept.get(key, getattr(_DEFAULT, key)))
-    st.session_state.setdefault("keep", kept.get("keep", str(_DEFAULT.keep)))
-    asked = st.query_params.get("model")
-    if asked is not None and asked not in zoo.names():
-        st.session_state.unknown_model = asked[:40]
-    if asked := st.session_state.get("unknown_model"):
-        st.warning(
-            f"There is no sample model called “{asked}”. {listing(zoo.names())} are known; "
-            f"{st.session_state.model} is chosen instead."
+    state = st.session_state
+    new = "panel_values" not in state
+    kept: dict[str, Any] = state.setdefault("panel_values", {})
+    if new and "model" not in state:
+        _from_address()
+    for key, value in sources.DEFAULTS.items():
+        state.setdefault(key, kept.get(key, value))
+    for key in _PLAIN:
+        state.setdefault(key, kept.get(key, getattr(_DEFAULT, key)))
+    state.setdefault("kinds", kept.get("kinds", list(KINDS)))
+    state.setdefault("keep", kept.get("keep", str(_DEFAULT.keep)))
+    if problem := state.get("unknown_model"):
+        st.warning(f"{words.escaped(problem)} {state.model} is chosen instead.")
+
+
+def _from_address() -> None:
+    """The model and the data that the page's address names."""
+    model, weights, data = (st.query_params.get(key, "") for key in _ADDRESS)
+    if not model:
+        return
+    try:
+        sources.put(model, weights, data)
+        if st.session_state.model == "torchvision" and st.session_state.architecture not in models.names():
+            st.session_state.model = library.FIRST_MODEL
+            st.session_state.weights = st.session_state.data = ""
+            raise ISpaSPError(f"torchvision has no classification model “{model[12:52]}”.")
+    except ISpaSPError as error:
+        known = f"{listing(zoo.names())} are known"
+        st.session_state.unknown_model = (
+            str(error) if ":" in model else f"There is no sample model called “{model[:40]}”. {known};"
+        )
+        for key in _ADDRESS:
+            st.query_params.pop(key, None)
+        return
+    if st.session_state.model == "python" and not models.allow_code():
+        st.session_state.model = library.FIRST_MODEL
+        st.session_state.unknown_model = (
+            f"{model[:60]} is a Python function, which this app may run only when it is started with "
+            "ISPASP_ALLOW_CODE=1."
         )
 
 
-def _end(samples_of: str) -> None:
-    """Remember the values, which Streamlit forgets while another page is shown."""
+def _end(chosen: Chosen) -> None:
+    """Remember the values, which Streamlit forgets while another page is shown; and put them in the address."""
     kept = st.session_state.panel_values
-    kept |= {key: st.session_state[key] for key in ("model", "keep", "samples", *_PLAIN)}
-    kept["samples_of"] = samples_of
+    keys = (*sources.DEFAULTS, "keep", "samples", "kinds", *_PLAIN)
+    kept |= {key: st.session_state[key] for key in keys}
+    kept["samples_of"] = (chosen.model, chosen.data)
+    usual = {"model": library.FIRST_MODEL, "weights": "", "data": ""}
+    for key in _ADDRESS:
+        value = getattr(chosen, key)
+        if value in ("", usual[key]):
+            st.query_params.pop(key, None)
+        elif st.query_params.get(key) != value:
+            st.query_params[key] = value
 
 
 def panel(locked: bool) -> Draft:
@@ -148,10 +196,10 @@ def panel(locked: bool) -> Draft:
         model, slider, exact, blocks = st.columns([2.6, 3.4, 1.6, 1.4], vertical_alignment="top")
         with model:
             name = st.selectbox(
-                "Model", sorted(zoo.names(), key=lambda name: name != library.FIRST_MODEL), key="model",
-                help=HELP["model"], disabled=locked, bind=bind, on_change=_other_model,
+                "Model", sources.model_choices(), key="model", help=HELP["model"], disabled=locked,
+                format_func=lambda name: MODEL_KINDS.get(name, name), on_change=_other_source,
             )  # fmt: skip
-        card = zoo.card(name)
+        chosen = Chosen("" if sources.is_own() else name)
         # Both widgets show one number; whichever is touched tells the other. The field is the exact one, and
         # drawn first: it takes its value from the address. It takes text, because a number field would throw
         # away what it cannot read without a word.
@@ -167,7 +215,7 @@ def panel(locked: bool) -> Draft:
                 "Keep ratio", 0.01, 1.0, step=0.01, key="keep_slider", on_change=_slide, help=HELP["keep"],
                 disabled=locked,
             )  # fmt: skip
-        by_block: dict[str, float] = st.session_state.get(f"by_block_{name}", {})
+        by_block: dict[str, float] = st.session_state.get(f"by_block_{sources.chosen_model()}", {})
         with blocks:
             st.space("small")
             table = st.popover(
@@ -177,20 +225,40 @@ def panel(locked: bool) -> Draft:
         problems += [problem] if problem else []
         if wrong := _wrong(by_block):
             problems.append(f"Keep ratio of a block: {wrong}; give a number {KEEP}, or clear the cell.")
-        chosen = method.draw(locked)
-        rest = _finer(name, card.dataset, locked, problems)
-    _end(name)
-    draft = Draft(name, problems=problems, table=table, locked=locked)
-    if not problems:
-        try:
-            draft.settings = RunSettings(
-                model=name, keep=keep or 0.0, keep_by_block=by_block, **chosen, **rest
-            )
-            st.session_state[f"last_{name}"] = draft.settings
-        except ISpaSPError as error:
+        own = sources.is_own()
+        if own:
+            with st.container(key="own_model"):
+                sources.own_model(chosen, locked, _other_model)
+        how = method.draw(locked)
+        rest = finer.draw(chosen, locked, problems)
+    problems += chosen.problems
+    _end(chosen)
+    draft = Draft(chosen.model, problems=problems, table=table, locked=locked)
+    draft.last = st.session_state.get(f"last_{chosen.model}")
+    if chosen.source is None or models.failure(chosen.source):
+        return draft
+    try:
+        # Data do not matter for what the blocks will look like.
+        draft.plan = RunSettings(
+            chosen.model, keep or 0.0, by_block, weights=chosen.weights, data=chosen.data or sources.PLANNED[own],
+            **how, **rest,
+        )  # fmt: skip
+        if not problems:
+            draft.settings = draft.last = draft.plan
+            st.session_state[f"last_{chosen.model}"] = draft.settings
+    except ISpaSPError as error:
+        if not problems:
             problems.append(str(error))
-    draft.last = st.session_state.get(f"last_{name}", RunSettings(name))
+        draft.plan = draft.last or _usual(chosen)
     return draft
+
+
+def _usual(chosen: Chosen) -> RunSettings | None:
+    """The settings that this model begins with."""
+    try:
+        return RunSettings(chosen.model, weights=chosen.weights, data=sources.PLANNED[sources.is_own()])
+    except ISpaSPError:
+        return None
 
 
 def _wrong(by_block: dict[str, float]) -> str:
@@ -205,12 +273,23 @@ def _put_blocks(model: str, by_block: dict[str, float]) -> None:
 
 def block_table(draft: Draft) -> None:
     """Fill the table of single blocks' keep ratios; a change of it is a change of the settings."""
-    if draft.table is None or draft.locked:
+    source = draft.plan.model_source() if draft.plan else None
+    if (
+        draft.plan is None
+        or draft.table is None
+        or draft.locked
+        or source is None
+        or not models.at_once(source)
+    ):
         return
     model = draft.model
-    found = library.blocks(model)
+    try:
+        with draft.table, st.spinner("Reading the model …"):
+            found = [b for b in models.facts(source).blocks if b.kind in draft.plan.kinds]
+    except ISpaSPError:
+        return  # said above
     kept: dict[str, float] = st.session_state.get(f"by_block_{model}", {})
-    key = f"table_{model}_{st.session_state.get(f'table_of_{model}', 0)}"
+    key = f"table_{model}_{st.session_state.get(f'table_of_{model}', 0)}_{'_'.join(draft.plan.kinds)}"
     if key not in st.session_state:
         st.session_state[f"base_{model}"] = kept  # what the cells begin with; edits come on top
     base = st.session_state[f"base_{model}"]
@@ -219,7 +298,7 @@ def block_table(draft: Draft) -> None:
         table = pd.DataFrame(
             {
                 "block": [b.name for b in found],
-                "groups": [f"{b.groups} {b.kind}s" for b in found],
+                "groups": [f"{b.groups} {words.KINDS[b.kind]}" for b in found],
                 "keep": pd.array([base.get(b.name) for b in found], dtype="Float64"),
             }
         )
@@ -243,80 +322,3 @@ def block_table(draft: Draft) -> None:
     if given != kept:
         st.session_state[f"by_block_{model}"] = given
         st.rerun()
-
-
-def _finer(model: str, dataset: str, locked: bool, problems: list[str]) -> dict[str, Any]:
-    """What a newcomer may leave alone: folded away, with its values in the line that unfolds it."""
-    most = library.image_count(dataset)
-    state, kept = st.session_state, st.session_state.panel_values
-    state.setdefault("samples", kept["samples"] if kept.get("samples_of") == model else most)
-    with st.expander(_in_short(), key="finer", type="compact"):
-        columns = st.columns([2.1, 1.35, 1.25, 1.25, 1.25, 1, 2])
-        with columns[0]:
-            st.selectbox(
-                "Data", [dataset], format_func=lambda d: f"{DATASETS.get(d, d)}, {most} images", help=HELP["data"],
-                disabled=locked,
-            )  # fmt: skip
-        with columns[1]:
-            factor: float | None = st.number_input(
-                "Candidates ×", value=None, step=0.5, format="%.3g", key="candidate_factor",
-                help=HELP["candidate_factor"], disabled=locked,
-            )  # fmt: skip
-            _check(problems, "candidates", factor, 1, None)
-        whole: dict[str, float | None] = {}
-        fields = (
-            ("iterations", "Iterations", 1, None),
-            ("multiple", "Multiple of", 1, None),
-            ("samples", "Samples", 1, most),
-            ("seed", "Seed", 0, None),
-        )
-        for column, (key, label, low, high) in zip(columns[2:6], fields, strict=True):
-            with column:
-                whole[key] = st.number_input(
-                    label, value=None, step=1, key=key, help=HELP[key], disabled=locked
-                )
-                _check(problems, label.lower(), whole[key], low, high)
-        with columns[6]:
-            found = library.devices()
-            device = st.selectbox(
-                "Device", list(found), format_func=lambda n: found[n], key="device", help=HELP["device"],
-                disabled=locked,
-            )  # fmt: skip
-        share_place, toggle_place = st.columns([1, 2.1], vertical_alignment="bottom")
-        with share_place:
-            allocation = st.selectbox(
-                "Keep ratio, shared out", ALLOCATIONS, format_func=lambda name: SHARES.get(name, name),
-                key="allocation", help=HELP["allocation"], disabled=locked,
-            )  # fmt: skip
-        with toggle_place, st.container(key="recalibrate_line"):
-            recalibrate = st.toggle(
-                "Recalibrate batch norms", key="recalibrate", help=HELP["recalibrate"], disabled=locked
-            )
-    return {
-        "candidate_factor": factor, "device": device, "allocation": allocation, "recalibrate": recalibrate, **whole,
-    }  # fmt: skip
-
-
-def _in_short() -> str:
-    """``"Finer settings: candidates × 2, 20 iterations, …"``, from what the fields will show."""
-    state = st.session_state
-
-    def number(key: str) -> str:
-        return "–" if state[key] is None else f"{state[key]:g}"
-
-    parts = [
-        f"candidates × {number('candidate_factor')}", f"{number('iterations')} iterations",
-        f"multiple of {number('multiple')}", f"{number('samples')} samples", f"seed {number('seed')}",
-        *([f"shared out {SHARES.get(state.allocation, '')}"] if state.allocation != "uniform" else []),
-        *(["batch norms recalibrated"] if state.recalibrate else []),
-    ]  # fmt: skip
-    return f"**Finer settings:** {', '.join(parts)}"
-
-
-def _check(problems: list[str], what: str, number: float | None, low: int, high: int | None) -> None:
-    """Add a sentence where the number cannot be used."""
-    if number is not None and number >= low and (high is None or number <= high):
-        return
-    given = "the field is empty" if number is None else f"{number:g} was given"
-    accepted = f"{low} or more" if high is None else f"{low} to {high}, as there are {high} images"
-    problems.append(f"{what.capitalize()}: {given}; give {accepted}.")

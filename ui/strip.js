@@ -21,7 +21,7 @@ export default function (component) {
     button.className = `${block.state}${index === data.picked ? " picked" : ""}`;
     button.setAttribute("aria-pressed", index === data.picked);
     button.title = `${block.name}: ${block.kept} of ${block.groups} ${block.unit}s kept, ${WORDS[block.state]}`;
-    button.querySelector(".name").textContent = block.name;
+    button.querySelector(".name").textContent = block.label;
     button.querySelector(".bar > span").style.width =
       block.state === "waiting" ? "0" : `${(100 * block.kept) / block.groups}%`;
     const mark = { done: "✓ ", current: "▸ ", waiting: "" }[block.state];

@@ -13,13 +13,17 @@ h3 { font-size: 1.2rem !important; }
 .st-key-title [data-testid="stCaptionContainer"] { padding-bottom: 0.35rem; }
 /* A line about a choice belongs to the choice above it; two lines of room, so that nothing jumps. */
 .st-key-selector_line, .st-key-refit_line, .st-key-distil_line { margin-top: -0.6rem; min-height: 2.6rem; }
+.st-key-own_model [data-testid="stCaptionContainer"] { margin-top: -0.6rem; }
+.st-key-own_model { min-height: 8.4rem; }
 .st-key-recalibrate_line { padding-bottom: 0.5rem; }
+.st-key-block_title { min-height: 56px; }
 .st-key-plan { min-height: 82px; }
 .st-key-status [data-testid="stAlertContainer"] { padding: 0.55rem 0.9rem; min-height: 0; }
 /* Small print and marked choices keep a contrast of 4.5 to 1 in both themes. */
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p { color: inherit; opacity: 0.82; }
 button:not(:disabled) kbd { opacity: 1 !important; color: inherit !important; }
 [data-testid="stSliderThumbValue"] p, [data-testid="stButtonGroup"] [aria-checked="true"] p,
+  [data-testid="stButtonGroup"] [aria-pressed="true"] p,
   [data-testid="stButtonGroup"] [data-testid$="Active"] p { color: %(marked)s !important; }
 .st-key-finer summary { opacity: 0.85 !important; } /* folded, Streamlit fades it below that contrast */
 [data-testid="stWidgetLabel"] p { color: %(text)s; } /* of locked settings, too: they are still read */

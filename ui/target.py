@@ -9,8 +9,9 @@ import streamlit as st
 from ispasp.errors import ISpaSPError
 from ispasp.jobs import Job, State
 from ispasp.result import RunRecord
-from ispasp.runs import RunSaved, RunSettings
-from ui import library, session
+from ispasp.run_settings import RunSettings
+from ispasp.runs import RunSaved
+from ui import library, models, session, sources
 from ui import view as views
 from ui.settings import Draft
 from ui.view import View
@@ -47,13 +48,22 @@ class Target:
             seen = views.from_events(self.job.snapshot().events)
             if seen.blocks:
                 return seen
-        settings = self.settings or draft.last
-        if settings is None:
+        settings = self.settings or draft.plan
+        if settings is None or not _may_read(settings):
             return View()
-        with st.spinner("Reading the network …"):
-            blocks = library.blocks(settings.model)
-            kept = library.kept(settings.model, settings.keep, settings.keep_by_block, settings.multiple)
-        return views.from_plan(blocks, kept)
+        if self.locked and models.known(settings.model_source()) is None:
+            return View()  # the job reads it already
+        try:
+            with st.spinner("Reading the model …"):
+                return views.from_plan(*library.planned(settings))
+        except ISpaSPError:
+            return View()  # the panel says why
+
+
+def _may_read(settings: RunSettings) -> bool:
+    """Whether the model is read to show its blocks: it takes no download and runs nobody's code, or was asked for."""
+    source = settings.model_source()
+    return sources.asked(source) or models.at_once(source)
 
 
 def resolve() -> Target:

@@ -69,7 +69,13 @@ def address(browser: Any, runs_folder: Path, tmp_path_factory: pytest.TempPathFa
         server = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {"ISPASP_RUNS": str(runs_folder)},
+            # No network, and none of the weights that this machine may have fetched: both would change what is said.
+            env=os.environ
+            | {
+                "ISPASP_RUNS": str(runs_folder),
+                "TORCH_HOME": str(log.parent / "torch"),
+                "https_proxy": "http://127.0.0.1:9",
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ispasp import runs
+from ispasp.run_settings import RunSettings
 
 pytestmark = pytest.mark.browser
 
@@ -42,7 +43,7 @@ def scroll(page: Any, text: str) -> None:
 @pytest.fixture(scope="session")
 def saved_run(runs_folder: Path) -> str:
     """A finished run with several iterations per block, made beside the server."""
-    settings = runs.RunSettings("cifar10_resnet20", keep=0.3, samples=64)
+    settings = RunSettings("cifar10_resnet20", keep=0.3, samples=64)
     events = runs.execute(settings, runs_folder)
     return next(event for event in events if isinstance(event, runs.RunSaved)).run_id
 

@@ -1,0 +1,122 @@
+"""Batches from a function in a user's own Python file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ispasp import calibration as batches
+from ispasp import user_code
+from ispasp.calibration import Batch, as_batch
+from ispasp.datasets.request import MAX_INPUT_BYTES, Data, Request
+from ispasp.errors import CalibrationError
+
+
+def python_data(spec: str, request: Request, *, allow_code: bool) -> Data:
+    """What the function returns: an iterable of batches, or a (calibration, evaluation) pair of them.
+
+    Of one iterable the first examples calibrate and those after them evaluate; the seed changes
+    nothing. No more is read than is asked for, so an endless generator will do.
+
+    Raises:
+        UserCodeError: running code is not allowed, or the user's code raises.
+        CalibrationError: what it gives cannot be used, or would not fit into memory.
+    """
+    given = user_code.call(spec, allow_code=allow_code)
+    notes: list[str] = []
+    with user_code.blamed_on(spec):
+        if isinstance(given, tuple) and len(given) == 2 and not _is_batch(given):
+            calibration, _ = _take(_iterate(given[0]), request.samples)
+            evaluation, _ = _take(_iterate(given[1]), request.evaluation)
+        else:
+            stream = _iterate(given)
+            calibration, rest = _take(stream, request.samples)
+            evaluation, _ = _take(_after(rest, stream), request.evaluation)
+            if not evaluation:
+                calibration, evaluation = _share(calibration)
+    calibration = batches.read(calibration)
+    evaluation = batches.read(evaluation, "evaluation")
+    if (found := sum(map(len, calibration))) < request.samples:
+        notes.append(f"Only {found:,} examples for calibration, where {request.samples:,} were asked for.")
+    labelled = all(batch.labels is not None for batch in evaluation)
+    if not labelled:
+        notes.append("The evaluation batches have no labels, so accuracy is unknown.")
+    plain = [_plain(batch) for batch in calibration]
+    return Data(
+        plain,
+        [_plain(batch) for batch in evaluation],
+        classes=request.model_classes if labelled else (),
+        notes=tuple(notes),
+    )
+
+
+def _is_batch(given: object) -> bool:
+    """Whether it is one batch rather than an iterable of them."""
+    if isinstance(given, (Tensor, Mapping, Batch)):
+        return True
+    if not isinstance(given, tuple) or not given or not all(isinstance(part, Tensor) for part in given):
+        return False
+    return as_batch(given).labels is not None
+
+
+def _iterate(given: object) -> Iterator[Any]:
+    if _is_batch(given):
+        return iter([given])
+    try:
+        return iter(given)  # type: ignore[call-overload]
+    except TypeError:
+        raise CalibrationError(
+            f"The function returns a {type(given).__name__}: return an iterable of batches, such as a "
+            "DataLoader, or a (calibration, evaluation) pair of them."
+        ) from None
+
+
+def _take(stream: Iterator[Any], count: int) -> tuple[list[Batch], Batch | None]:
+    """Batches of ``count`` examples together, and what is left of the last one."""
+    taken: list[Batch] = []
+    room = MAX_INPUT_BYTES
+    for given in stream:
+        batch = as_batch(given)
+        if not all(isinstance(value, Tensor) and value.ndim and len(value) for value in batch.tensors):
+            batches.read([batch])  # says what is wrong with it
+        taken.append(batch.first(count))
+        room -= sum(value.nbytes for value in taken[-1].tensors)
+        if room < 0:
+            raise CalibrationError(
+                f"The inputs take more than {MAX_INPUT_BYTES // 2**30} GiB: ask for fewer calibration samples."
+            )
+        if len(batch) >= count:
+            return taken, batch.after(count) if len(batch) > count else None
+        count -= len(batch)
+    return taken, None
+
+
+def _after(rest: Batch | None, stream: Iterator[Any]) -> Iterator[Any]:
+    if rest is not None:
+        yield rest
+    yield from stream
+
+
+def _share(found: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Leave the last fifth of too few examples for the evaluation."""
+    total = sum(map(len, found))
+    if total < 2:
+        raise CalibrationError(
+            f"The function gives {total} examples: give at least two, one of them to evaluate with."
+        )
+    calibration, rest = _take(iter(found), total - max(1, total // 5))
+    used = len(calibration)
+    return calibration, [*([rest] if rest is not None else []), *found[used:]]
+
+
+def _plain(batch: Batch) -> Any:
+    """A copy of a batch as a tensor, a tuple or a dict, on the CPU."""
+    batch = batch.to(torch.device("cpu"))
+    if batch.keywords:
+        return batch.keywords if batch.labels is None else {**batch.keywords, "labels": batch.labels}
+    if batch.labels is None:
+        return batch.inputs[0] if len(batch.inputs) == 1 else batch.inputs
+    return (*batch.inputs, batch.labels)

@@ -1,0 +1,80 @@
+"""Where models come from: the samples, torchvision, Hugging Face, and a user's own Python function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ispasp.errors import ModelError
+from ispasp.models.checkpoint import read_state
+from ispasp.models.source import KINDS, RANDOM, LoadedModel, ModelSource, parse
+
+__all__ = ["KINDS", "RANDOM", "LoadedModel", "ModelSource", "build", "load", "parse", "read_state"]
+
+
+def load(source: ModelSource, *, allow_code: bool = False, uploaded: bytes | None = None) -> LoadedModel:
+    """Load a model with its weights, on the CPU, in eval mode.
+
+    Args:
+        source: what ``parse`` returns.
+        allow_code: whether a Python file that the source names may be run.
+        uploaded: the content of the checkpoint file that ``source.weights`` names, where it was uploaded
+            and lies on no disk.
+
+    Raises:
+        ModelError: it is unknown, not permitted, cannot be read or fetched, or the weights belong to
+            another architecture.
+    """
+    if uploaded is not None and source.weights in ("", RANDOM):
+        source = replace(source, weights="the uploaded file")
+    # Each kind is imported when one is loaded: torchvision takes a second, which the others do not need.
+    if source.kind == "sample":
+        from ispasp.models import sample
+
+        return sample.load(source, uploaded)
+    if source.kind == "torchvision":
+        from ispasp.models import torchvision_models
+
+        return torchvision_models.load(source, uploaded)
+    if source.kind == "huggingface":
+        from ispasp.models import huggingface
+
+        return huggingface.load(source, uploaded)
+    from ispasp.models import python_file
+
+    return python_file.load(source, allow_code=allow_code, uploaded=uploaded)
+
+
+def build(record: Mapping[str, Any], *, allow_code: bool = False) -> nn.Module:
+    """The architecture that ``LoadedModel.record`` describes, with fresh random weights, in eval mode.
+
+    Needs no network, and no file but the Python one of a ``python:`` source.
+
+    Args:
+        record: the ``record`` of a loaded model, also after a way through JSON.
+        allow_code: whether a Python file that the record names may be run.
+
+    Raises:
+        ModelError: the record is damaged or names what is not here, or running code is not permitted.
+    """
+    kind = record.get("kind")
+    if kind == "sample":
+        from ispasp.models import sample
+
+        return sample.build(record)
+    if kind == "torchvision":
+        from ispasp.models import torchvision_models
+
+        return torchvision_models.build(record)
+    if kind == "huggingface":
+        from ispasp.models import huggingface
+
+        return huggingface.build(record)
+    if kind == "python":
+        from ispasp.models import python_file
+
+        return python_file.build(record, allow_code=allow_code)
+    raise ModelError(f"The record of the model is damaged: its kind is {kind!r}; save the run again.")
