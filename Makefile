@@ -1,10 +1,11 @@
 # make app    install what is needed into .venv and start the explorer in the browser
 # make test   the same install, plus what the tests need, then the whole test suite
 # make lint   lint, format check, type check
-# Options:    make app PYTHON=python3.12 ARGS="--server.port 8600"; make test ARGS="-k zoo"
+# Options:    make app PYTHON=python3.12 ARGS="--server.port 8600"; make test ARGS="-k zoo"; make test WORKERS=4
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
@@ -19,7 +20,7 @@ app: $(VENV)/.installed
 	$(BIN)/python -m streamlit run app.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
