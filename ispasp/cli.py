@@ -113,8 +113,9 @@ def _parser() -> argparse.ArgumentParser:
         ("multiple", "round kept groups to multiples of this; 1 for the paper's exact counts"),
         ("candidate-factor", "candidates per kept group"),
         ("iterations", "most iterations per block"),
-        ("samples", "calibration images"),
-        ("seed", "draws the calibration images"),
+        ("samples", "calibration examples"),
+        ("evaluation", "examples on which accuracy and agreement are measured, at most"),
+        ("seed", "draws the calibration examples"),
     ):
         prune.add_argument(
             f"--{name}", default=str(defaults[name.replace("-", "_")]), help=f"{what} (%(default)s)"
@@ -175,6 +176,7 @@ def _run_settings(options: argparse.Namespace) -> RunSettings:
         candidate_factor=_number("candidate_factor", options.candidate_factor, float),
         iterations=_number("iterations", options.iterations, int),
         samples=_number("samples", options.samples, int),
+        evaluation=_number("evaluation", options.evaluation, int),
         seed=_number("seed", options.seed, int),
         device=options.device,
         recalibrate=options.recalibrate,

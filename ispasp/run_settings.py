@@ -30,6 +30,7 @@ class RunSettings:
         keep_by_block: other fractions for some blocks, by block name.
         kinds: which kinds of groups are pruned: ``"channel"``, ``"neuron"``, ``"head"``.
         samples: calibration examples.
+        evaluation: examples on which accuracy and agreement are measured, at most; never calibration ones.
         seed: draws the calibration examples, and whatever else is random.
         device: ``"auto"`` or a device's name.
         selector, reconstruct, multiple, candidate_factor, iterations, recalibrate, distil, allocation, hidden_sum: as
@@ -59,6 +60,7 @@ class RunSettings:
     weights: str = ""
     data: str = ""
     kinds: tuple[str, ...] = KINDS
+    evaluation: int = 1000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(self.kinds))
@@ -70,6 +72,7 @@ class RunSettings:
         if not self.kinds or not set(self.kinds) <= set(KINDS):
             raise SettingError(f"kinds is {listing(self.kinds)}; give one or more of {listing(KINDS)}.")
         check_whole_number("samples", self.samples, at_least=1)
+        check_whole_number("evaluation", self.evaluation, at_least=1)
         self.prune_settings()
         if self.keep_by_block and self.allocation != "uniform":
             raise SettingError(

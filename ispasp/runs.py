@@ -99,6 +99,7 @@ def open_data(settings: RunSettings, loaded: LoadedModel, *, allow_code: bool = 
         outputs=None if classes is None else int(output.shape[classes]),
         samples=settings.samples,
         seed=settings.seed,
+        evaluation=settings.evaluation,
         allow_code=allow_code,
     )
 

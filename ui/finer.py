@@ -31,7 +31,7 @@ def draw(chosen: Chosen, locked: bool, problems: list[str]) -> dict[str, Any]:
     with st.expander(_in_short(facts), key="finer", type="compact"):
         if not own:
             sources.sample_model(chosen, locked)
-        columns = st.columns([1.35, 1.25, 1.25, 1.25, 1, 2])
+        columns = st.columns([1.3, 1.2, 1.2, 1.2, 1.2, 0.9, 1.9])
         with columns[0]:
             factor: float | None = st.number_input(
                 "Candidates ×", value=None, step=0.5, format="%.3g", key="candidate_factor",
@@ -43,15 +43,16 @@ def draw(chosen: Chosen, locked: bool, problems: list[str]) -> dict[str, Any]:
             ("iterations", "Iterations", 1, None),
             ("multiple", "Multiple of", 1, None),
             ("samples", "Samples", 1, most),
+            ("evaluation", "Tested on", 1, None),
             ("seed", "Seed", 0, None),
         )
-        for column, (key, label, low, high) in zip(columns[1:5], fields, strict=True):
+        for column, (key, label, low, high) in zip(columns[1:6], fields, strict=True):
             with column:
                 whole[key] = st.number_input(
                     label, value=None, step=1, key=key, help=HELP[key], disabled=locked
                 )
                 _check(problems, label.lower(), whole[key], low, high)
-        with columns[5]:
+        with columns[6]:
             found = library.devices()
             device = st.selectbox(
                 "Device", list(found), format_func=lambda n: found[n], key="device", help=HELP["device"],
@@ -116,6 +117,7 @@ def _in_short(facts: models.Facts | None) -> str:
         f"multiple of {number('multiple')}", f"{number('samples')} samples", f"seed {number('seed')}",
         *([] if set(state.kinds) >= every else [f"{listing(words.KINDS[k] for k in state.kinds)} only"]),
         *(["signed hidden sum"] if state.hidden_sum == "signed" else []),
+        *([f"tested on {number('evaluation')}"] if state.evaluation != 1000 else []),
         *([f"shared out {SHARES.get(state.allocation, '')}"] if state.allocation != "uniform" else []),
         *(["batch norms recalibrated"] if state.recalibrate else []),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ KEEP = "above 0 and up to 1, such as 0.5"
 _DEFAULT = RunSettings(library.FIRST_MODEL)
 _PLAIN = (
     "selector", "reconstruct", "distil", "allocation", "recalibrate", "candidate_factor", "iterations", "multiple",
-    "seed", "device", "hidden_sum",
+    "seed", "device", "hidden_sum", "evaluation",
 )  # fmt: skip
 _ADDRESS = ("model", "weights", "data")
 

@@ -58,6 +58,8 @@ HELP = {
     "multiple": "Kept groups are rounded to a multiple of this. Fast kernels like multiples of 8; "
     "1 gives the paper's exact counts.",
     "samples": "How many calibration examples are used. More give steadier choices and take longer.",
+    "evaluation": "On how many examples accuracy and agreement are measured, at most. They are never among the "
+    "calibration samples. Fewer save time with large models.",
     "seed": "Decides which calibration examples are drawn, and whatever else is random. "
     "The same seed gives the same run.",
     "device": "Where the work runs. 'auto' takes CUDA, then Apple's MPS, then the CPU.",
@@ -144,6 +146,7 @@ SETTINGS = {
     "recalibrate": "recalibration",
     "distil": "distillation steps",
     "samples": "samples",
+    "evaluation": "tested on",
     "seed": "seed",
     "device": "device",
 }
