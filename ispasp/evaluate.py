@@ -91,8 +91,8 @@ def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
     The model should be in eval mode.
     """
     for batch in batches:
-        output = first_tensor(forward(model, batch)).cpu()
-        yield padding.counted(batch.mask, output).argmax(-1)
+        output, mask = first_tensor(forward(model, batch)).cpu(), batch.mask
+        yield padding.counted(None if mask is None else mask.cpu(), output).argmax(-1)
 
 
 @dataclass(frozen=True)
