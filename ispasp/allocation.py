@@ -10,17 +10,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
-from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced
+from ispasp.graph import CONSUMERS, Traced, ancestors, descendants
+from ispasp.layouts import shape_of
 from ispasp.records import Block
 from ispasp.sensitivity import Curve
 from ispasp.settings import groups_to_keep
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution or linear operation: what it costs, and which blocks narrow it.
+    """One convolution, linear operation or matrix product: what it costs, and which blocks narrow it.
 
     Attributes:
         cost: MACs per example, or parameters, at full width.
@@ -40,19 +44,51 @@ def layers(traced: Traced, blocks: Sequence[Block], budget: str) -> list[Layer]:
         for cut in block.cuts:
             (produced if cut.role in ("producer", "rider") else consumed)[cut.module] = index
     found, seen = [], set()
+    inside = _attention(traced, blocks)
     for node in traced.nodes:
+        if budget == "macs" and (products := _products(node, traced)):
+            found.append(Layer(products, inside.get(node), None))
         weight = node.args[1] if node.target in CONSUMERS else None
         if not isinstance(weight, fx.Node) or weight not in traced.fixed:
             continue
         if budget == "params" and weight in seen:
             continue
         seen.add(weight)
-        shape = node.meta["val"].shape
-        positions = shape[2:] if node.target in CONVOLUTIONS else shape[1:-1]
-        repeats = math.prod(int(size) for size in positions) if budget == "macs" else 1
+        outputs = len(traced.fixed[weight])
+        repeats = traced.per_example(node) // outputs if budget == "macs" else 1
         name = str(weight.target).rpartition(".")[0]
         cost = float(repeats * traced.fixed[weight].numel())
         found.append(Layer(cost, produced.get(name), consumed.get(name)))
+    return found
+
+
+def _products(node: fx.Node, traced: Traced) -> float:
+    """Multiply-adds per example of a matrix product without a parameter, such as attention's."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is aten.scaled_dot_product_attention:
+        query, key = node.args[:2]
+        # Scores, and their product with the values: each reads as many keys as there are.
+        keys = shape_of(key)[-2]  # type: ignore[arg-type]
+        return float(keys * (traced.per_example(query) + traced.per_example(node)))  # type: ignore[arg-type]
+    if packet in (aten.matmul, aten.bmm) and len(shape_of(node)) > 2:
+        return float(traced.per_example(node) * shape_of(node.args[0])[-1])  # type: ignore[arg-type]
+    return 0.0
+
+
+def _attention(traced: Traced, blocks: Sequence[Block]) -> dict[fx.Node, int]:
+    """Which block's heads a node between its producers and its hidden representation belongs to."""
+    by_name = {node.name: node for node in traced.nodes}
+    makes = {
+        str(weight.target).rpartition(".")[0]: node
+        for node in traced.nodes
+        if node.target in CONSUMERS and isinstance(weight := node.args[1], fx.Node) and weight in traced.fixed
+    }
+    found: dict[fx.Node, int] = {}
+    for index, block in enumerate(blocks):
+        if block.kind == "head":
+            before = ancestors(by_name[block.hidden])
+            for name in block.producers:
+                found.update(dict.fromkeys(before & descendants(makes[name]), index))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ispasp import attention, calibration, trial
 from ispasp.errors import ModelError, SettingError, listing
-from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced, trace
+from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced, ancestors, descendants, trace
 from ispasp.layouts import MOVING, RESHAPING, Layout, RefusedError, shape_of, tokens_first
 from ispasp.owners import Owners
 from ispasp.records import Block, Cut
@@ -140,7 +140,7 @@ def _meeting_point(
     """The consumers; what only computes a gate, with what it reads; and the one value that all consumers read."""
     order = {node: number for number, node in enumerate(traced.nodes)}
     gates = [
-        (read, value) for read, value, _ in walk.reads if not _descendants(read).isdisjoint(walk.producers)
+        (read, value) for read, value, _ in walk.reads if not descendants(read).isdisjoint(walk.producers)
     ]
     inner = {read for read, _ in gates}
     reads = sorted(
@@ -174,7 +174,7 @@ def _check_gates(hidden: fx.Node, gates: list[fx.Node], walk: Walk, traced: Trac
 
 def between_gates(hidden: fx.Node, gates: Iterable[fx.Node]) -> set[fx.Node]:
     """Every node on a way from one of ``gates`` to ``hidden``, both included."""
-    return set().union(*(_descendants(gate) for gate in gates)) & _ancestors(hidden)
+    return set().union(*(descendants(gate) for gate in gates)) & ancestors(hidden)
 
 
 def mutates(node: fx.Node) -> bool:
@@ -182,27 +182,6 @@ def mutates(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     passes = getattr(node.target, "overloadpacket", None) in ELEMENTWISE  # dropout_ changes nothing here
     return schema is not None and bool(schema.is_mutable) and not passes
-
-
-def _descendants(source: fx.Node) -> set[fx.Node]:
-    """Every node that is computed from ``source``, itself included."""
-    return _reached(source, lambda node: node.users)
-
-
-def _ancestors(result: fx.Node) -> set[fx.Node]:
-    """Every node that ``result`` is computed from, itself included."""
-    return _reached(result, lambda node: node.all_input_nodes)
-
-
-def _reached(start: fx.Node, neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    queue = [start]
-    while queue:
-        node = queue.pop()
-        if node not in found:
-            found.add(node)
-            queue.extend(neighbours(node))
-    return found
 
 
 def _bends(hidden: fx.Node, walk: Walk) -> bool:

@@ -257,10 +257,13 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
     refitted = any(block["target"] != "none" for block in summary["blocks"])
     errors = f" {'re-fit':>10} {'before':>9} {'after':>9}" if refitted else ""
-    print(f"{'block':24} {'kept':>11} {'iterations':>10} {'residual':>9}{errors} {'drift':>9}")
+    wide = max(24, *(len(block["name"]) for block in summary["blocks"]))
+    print(f"{'block':{wide}} {'kept':>11} {'iterations':>10} {'residual':>9}{errors} {'drift':>9}")
     for block in summary["blocks"]:
         kept = f"{block['kept']} of {block['groups']}"
-        row = f"{block['name']:24} {kept:>11} {block['iterations']:>10} {block['relative_residual']:>9.4f}"
+        row = (
+            f"{block['name']:{wide}} {kept:>11} {block['iterations']:>10} {block['relative_residual']:>9.4f}"
+        )
         if refitted:
             row += f" {block['target']:>10} {number(block['error_before'])} {number(block['error_after'])}"
         print(f"{row} {block['drift']:>9.4f}")
@@ -300,9 +303,10 @@ def _blocks(options: argparse.Namespace) -> None:
             )
         )
         return
+    wide = max((len(block.name) for block in found), default=0)
     for block in found:
         says = f"-> {', '.join(block.consumers)}" if block.prunable else f"not prunable: {block.reason}"
-        print(f"{block.name:24} {block.groups:>5} {block.kind}s  {says}")
+        print(f"{block.name:{wide}} {block.groups:>5} {block.kind}s  {says}")
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -11,10 +11,11 @@ import inspect
 import math
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
@@ -54,6 +55,12 @@ class Traced:
             return False
         inputs = [node.meta["val"].shape[0] for node in self.nodes if node.op == "placeholder"]
         return any(size.node.expr == times * one.node.expr for one in inputs if not isinstance(one, int))
+
+    def per_example(self, node: fx.Node) -> int:
+        """How many numbers the value of ``node`` has for each example."""
+        sizes = [size if isinstance(size, int) else size.node.expr for size in node.meta["val"].shape]
+        whole = sympy.prod(sizes)
+        return int(whole.subs(dict.fromkeys(whole.free_symbols, 1)))
 
     def cost(self, node: fx.Node) -> float:
         """Rough work of one node for one example, in multiply-adds; used for progress only."""
@@ -186,3 +193,24 @@ def last_used(
         freed[node] = tuple(operands - seen)
         seen |= operands
     return freed
+
+
+def descendants(source: fx.Node) -> set[fx.Node]:
+    """Every node that is computed from ``source``, itself included."""
+    return _reached(source, lambda node: node.users)
+
+
+def ancestors(result: fx.Node) -> set[fx.Node]:
+    """Every node that ``result`` is computed from, itself included."""
+    return _reached(result, lambda node: node.all_input_nodes)
+
+
+def _reached(start: fx.Node, neighbours: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    queue = [start]
+    while queue:
+        node = queue.pop()
+        if node not in found:
+            found.add(node)
+            queue.extend(neighbours(node))
+    return found

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ispasp.blocks import mutates
-from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced, last_used
+from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced, descendants, last_used
 from ispasp.layouts import shape_of
 from ispasp.residual import Consumer
 from ispasp.stream import Stream
@@ -50,7 +50,7 @@ class Role:
 
 def role(read: fx.Node, traced: Traced) -> Role:
     """Follow the output of the consumer ``read`` through norms, scales, views and all additions."""
-    behind = _descendants(read)
+    behind = descendants(read)
     value, norm, joins = read, None, None
     shortcuts: list[fx.Node] = []
     steps: list[fx.Node] = []
@@ -90,7 +90,9 @@ def _undoable(node: fx.Node, value: fx.Node, traced: Traced) -> bool:
     if packet in (aten.view, aten.reshape, aten.flatten, aten.unflatten, aten.unsqueeze, aten.squeeze):
         return sum(not isinstance(size, int) for size in shape_of(value)) <= 1
     factors = [other for other in node.args if other is not value]
-    return packet is aten.mul and all(isinstance(f, float | int) or f in traced.fixed for f in factors)
+    if packet is not aten.mul or len(factors) != 1 or shape_of(node) != shape_of(value):
+        return False
+    return isinstance(factors[0], float | int) or factors[0] in traced.fixed
 
 
 def _norms_outputs(norm: fx.Node, read: fx.Node) -> bool:
@@ -111,18 +113,6 @@ def _addend(addition: fx.Node, value: fx.Node, traced: Traced) -> tuple[fx.Node 
     if any(shape != shapes[0] for shape in shapes):
         return None, "what it is added to has another shape"
     return added, ""
-
-
-def _descendants(source: fx.Node) -> set[fx.Node]:
-    """Every node that is computed from ``source``, itself included."""
-    found: set[fx.Node] = set()
-    queue = [source]
-    while queue:
-        node = queue.pop()
-        if node not in found:
-            found.add(node)
-            queue.extend(node.users)
-    return found
 
 
 def _added_later(value: fx.Node, behind: set[fx.Node], traced: Traced) -> str:

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 import ispasp
 from ispasp import allocation, calibration, evaluate, sensitivity
 from ispasp.allocation import Layer
+from ispasp.blocks import find
+from ispasp.calibration import as_batch
 from ispasp.errors import SettingError
 from ispasp.graph import trace
 from ispasp.records import Block, Finished, Started
@@ -168,3 +171,22 @@ def test_what_cannot_be_shared_out_is_refused(chain: tuple[nn.Module, list[Tenso
         ispasp.iterate(model, batches, {"0": 0.5}, allocation="macs")
     with pytest.raises(SettingError, match="choose one of uniform, macs and params"):
         ispasp.iterate(model, batches, 0.5, allocation="latency")
+
+
+def test_the_cost_of_all_layers_is_what_the_model_costs() -> None:
+    """Attention's products included, whose share the heads decide; and tokens that come before examples."""
+    vit = models.VisionTransformer(32, 8, 2, 4, 16, 32, num_classes=5)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    cases = [
+        (vit, torch.randn(4, 3, 32, 32)),
+        (nn.Sequential(layer, nn.Flatten(), nn.Linear(16 * 7, 3)), torch.randn(4, 7, 16)),
+        (models.mobilenet_v3_small(weights=None), torch.randn(2, 3, 64, 64)),
+    ]
+    for model, example in cases:
+        traced = trace(model.eval(), as_batch(example))
+        blocks = [block for block in find(traced) if block.prunable]
+        found = allocation.layers(traced, blocks, "macs")
+        assert sum(layer.cost for layer in found) == evaluate.count_macs(model, as_batch(example))
+        for kind in {block.kind for block in blocks}:
+            index = next(i for i, block in enumerate(blocks) if block.kind == kind)
+            assert any(layer.produces == index for layer in found)
