@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ispasp.errors import ModelError
 from ispasp.graph import CONSUMERS, Traced
 from ispasp.layouts import RefusedError, shape_of, tokens_first
 from ispasp.owners import Owners
@@ -103,7 +104,8 @@ def _inside(node: fx.Node, path: str) -> bool:
 class SlicedAttention(nn.Module):
     """Self-attention with some of the heads of an ``nn.MultiheadAttention``; parameters have the same names.
 
-    The forward takes the same arguments. A mask of its own for every head does not fit any more.
+    The forward takes the same arguments. It gives no attention weights, and what a block in use cannot need is
+    refused: other keys and values, unbatched input, a mask of its own for every head.
     """
 
     def __init__(self, whole: nn.MultiheadAttention, heads: Sequence[int]) -> None:
@@ -133,7 +135,16 @@ class SlicedAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As ``nn.MultiheadAttention``: (N, T, E), or (T, N, E) unless batch_first; attention weights are None."""
+        """As ``nn.MultiheadAttention``: (N, T, E), or (T, N, E) unless batch_first; attention weights are None.
+
+        Raises:
+            ModelError: the input is not one batch of sequences, or causal attention is asked for without its mask.
+        """
+        if query.ndim != 3 or key is not query or value is not query or (is_causal and attn_mask is None):
+            raise ModelError(
+                "Pruned attention reads one batch (N, T, E) as queries, keys and values, with a mask where it is "
+                "causal; give it that, or leave this block out of the pruning (blocks=...)."
+            )
         x = query if self.batch_first else query.transpose(0, 1)
         parts = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)

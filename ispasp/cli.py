@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ispasp import datasets, find_blocks, models, runs, selectors, zoo
+from ispasp import datasets, find_blocks, models, result, runs, selectors, zoo
 from ispasp.errors import ISpaSPError, SettingError
 from ispasp.narrative import distil_sentence, model_stages, remarks
 from ispasp.records import Event, Finished, Iteration, Progress
@@ -291,7 +291,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _blocks(options: argparse.Namespace) -> None:
     # Which groups there are does not depend on the weights, and those need not be there.
-    loaded = models.load(models.parse(options.model, models.RANDOM), allow_code=True)
+    loaded = result.untrained(options.model, allow_code=True)
     found = find_blocks(loaded.model, loaded.example)
     if options.json:
         print(

@@ -92,7 +92,9 @@ def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
     """
     for batch in batches:
         output, mask = first_tensor(forward(model, batch)).cpu(), batch.mask
-        yield padding.counted(None if mask is None else mask.cpu(), output).argmax(-1)
+        output = padding.counted(None if mask is None else mask.cpu(), output)
+        classes = class_dimension(output)
+        yield output.argmax(-1 if classes is None else classes)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Snapshot:
     Attributes:
         version: rises with every change; equal versions are equal snapshots but for ``seconds`` and ``seconds_left``.
         events: every event so far except ``Progress``, in order.
-        stopping: cancel or pause was asked for and the event under way has not ended yet.
+        stopping: cancel or pause was asked for and the job has not come to it yet.
         ahead: jobs before this one in the queue of its device, the running one included; 0 unless queued.
         done: fraction of the whole work in [0, 1].
         doing: what the job does now, in words; may be empty.
@@ -91,6 +91,11 @@ class Snapshot:
     submitted: float
     started: float | None
     finished: float | None
+
+    @property
+    def live(self) -> bool:
+        """Whether the job may change without anybody pressing anything: a paused one that is being ended, too."""
+        return self.state.live or self.stopping
 
 
 class Job:
@@ -164,7 +169,7 @@ class Job:
                 state=self.state,
                 version=self._version,
                 events=self._frozen,
-                stopping=self.state is State.RUNNING and self._wish in (_Wish.PAUSE, _Wish.CANCEL),
+                stopping=self._stopping(),
                 ahead=self._registry._ahead(self),
                 done=done,
                 doing=self._progress.doing,
@@ -188,6 +193,11 @@ class Job:
                 self._registry._enqueue(self)
                 self._set(State.QUEUED)
             self._touch()
+
+    def _stopping(self) -> bool:
+        if self.state.ended:
+            return False
+        return self._wish is _Wish.CANCEL or (self.state is State.RUNNING and self._wish is _Wish.PAUSE)
 
     def _seconds(self) -> float:
         return self._busy + (time.monotonic() - self._since if self._since is not None else 0.0)

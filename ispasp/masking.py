@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ispasp.blocks import between_gates
-from ispasp.graph import Traced, last_used
+from ispasp.graph import CONVOLUTIONS, Traced, last_used
 from ispasp.layouts import features
 from ispasp.reconstruct import Refit
 from ispasp.records import Block
@@ -51,19 +51,20 @@ def regate(traced: Traced, stream: Stream, collected: Statistics, selected: Tens
         return
     by_name = {node.name: node for node in traced.nodes}
     between, hidden = _between(block, by_name), by_name[block.hidden]
-    gates = {by_name[name] for name in block.gates}
-    dropped = features((~selected).nonzero().flatten(), next(c.size for c in block.cuts if c.role == "gate"))
+    gone = (~selected).nonzero().flatten()
+    cuts = [cut for cut in block.cuts if cut.role == "gate"]
+    dropped = {by_name[name]: features(gone, cut.size) for name, cut in zip(block.gates, cuts, strict=True)}
     again = copy.copy(stream)
     again.values = dict(stream.values)
     for node in traced.nodes:
         if node not in between:
             continue
-        if node in gates:
+        if node in dropped:
             source = node.args[0]
             assert isinstance(source, fx.Node)
             whole = again.values[source]
-            dim = 1 if whole[0].ndim == 4 else -1
-            again.values[source] = [value.index_fill(dim, dropped, 0) for value in whole]
+            dim = 1 if node.target in CONVOLUTIONS else -1
+            again.values[source] = [value.index_fill(dim, dropped[node], 0) for value in whole]
         for _ in again.run(node):
             pass
     stream.values[hidden] = again.values[hidden]

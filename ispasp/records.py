@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from ispasp.pruner import PruneResult
 
 
+ROLES = ("producer", "rider", "gate", "consumer")
+
+
 @dataclass(frozen=True)
 class Cut:
     """One module's share in a block: which of its parameters' entries belong to which group.

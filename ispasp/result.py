@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ispasp import models, surgery
 from ispasp.errors import ISpaSPError, RunError
-from ispasp.records import Block, BlockPruned, BlockStarted, Cut, Distilled, Iteration, Started
+from ispasp.models import LoadedModel
+from ispasp.records import ROLES, Block, BlockPruned, BlockStarted, Cut, Distilled, Iteration, Started
 
 FORMAT = 3
 """The format that is written. Formats 1 and 2 name riders and consumers where format 3 has cuts."""
@@ -129,6 +130,18 @@ def load(path: str | Path, model: nn.Module | None = None, *, allow_code: bool =
     return PruneResult(**fields, model=surgery.rebuild(model, record.blocks_pruned, weights))
 
 
+def untrained(source: str, *, allow_code: bool = False) -> LoadedModel:
+    """The model of a source, see ``ispasp.models.parse``, without fetching weights: random ones, or those that
+    a Python function gives its model itself.
+
+    Raises:
+        ModelError: it is unknown, or would run code that is not permitted.
+    """
+    parsed = models.parse(source)
+    weights = "" if parsed.kind == "python" else models.RANDOM
+    return models.load(dataclasses.replace(parsed, weights=weights), allow_code=allow_code)
+
+
 def _architecture(settings: dict[str, Any], path: Path, allow_code: bool) -> nn.Module:
     """The dense architecture that a run's settings name."""
     described = settings.get("architecture")
@@ -141,7 +154,7 @@ def _architecture(settings: dict[str, Any], path: Path, allow_code: bool) -> nn.
     try:
         if isinstance(described, dict):
             return models.build(described, allow_code=allow_code)
-        return models.load(models.parse(source, models.RANDOM), allow_code=allow_code).model
+        return untrained(source, allow_code=allow_code).model
     except ISpaSPError as error:
         raise RunError(
             f"The model of the run {path} cannot be built here: {error} Or pass it: "
@@ -155,7 +168,7 @@ def load_record(path: str | Path) -> RunRecord:
     arrays = _load_tensors(Path(path) / "trace.safetensors")
     try:
         return _record(plain, arrays)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise RunError(f"The saved run {path} is damaged: {error!r} in run.json. Run it again.") from error
 
 
@@ -261,7 +274,7 @@ def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
             event(BlockStarted, values, sample=arrays[f"sample.{values['block']}"])
             for values in plain["blocks_started"]
         ],
-        blocks_pruned=[event(BlockPruned, values) for values in plain["blocks_pruned"]],
+        blocks_pruned=[_check_selected(event(BlockPruned, values)) for values in plain["blocks_pruned"]],
         distilled=event(Distilled, plain["distilled"]) if plain.get("distilled") else None,
     )
 
@@ -278,7 +291,37 @@ def _block(values: dict[str, Any]) -> Block:
             *(Cut(name, "rider") for name in riders),
             *(Cut(name, "consumer", size) for name in consumers),
         ]
-    return Block(**_tuples(values))
+    block = Block(**_tuples(values))
+    _check_types(block)
+    for cut in block.cuts:
+        _check_types(cut)
+        if cut.role not in ROLES or min(cut.size, cut.repeats) < 1:
+            raise ValueError(f"block {block.name} has the cut {cut}")
+    if block.groups < 1 or block.group_size < 1:
+        raise ValueError(f"block {block.name} has {block.groups} groups of {block.group_size}")
+    return block
+
+
+def _check_types(record: Block | Cut) -> None:
+    """Refuse what JSON may hold but this record must not."""
+    for name, kind in get_type_hints(type(record)).items():
+        value, plain = getattr(record, name), get_origin(kind) or kind
+        if type(value) is not plain:
+            raise ValueError(f"{name} of {record} is no {plain.__name__}")
+
+
+def _check_selected(event: BlockPruned) -> BlockPruned:
+    chosen, groups = event.selected, event.block.groups
+    whole = all(type(group) is int for group in chosen)
+    if (
+        not chosen
+        or not whole
+        or list(chosen) != sorted(set(chosen))
+        or chosen[0] < 0
+        or chosen[-1] >= groups
+    ):
+        raise ValueError(f"block {event.block.name} keeps {str(chosen)[:60]} of {groups} groups")
+    return event
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

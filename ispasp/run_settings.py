@@ -92,8 +92,9 @@ class RunSettings:
         """
         if self.data:
             return datasets.parse(self.data)
-        if self.model_source().kind == "sample":
-            return DataSource("sample", zoo.card(self.model).dataset)
+        model = self.model_source()
+        if model.kind == "sample":
+            return DataSource("sample", zoo.card(model.name).dataset)
         raise SettingError(
             f"The model {self.model} brings no data: give some to calibrate with, such as folder:PATH with images in "
             "class folders, or noise to look at sizes and speed alone."
@@ -119,7 +120,7 @@ class RunSettings:
         if not {"model", "keep"} <= set(record.settings):
             raise RunError("This run was made from Python, from a model of its own; repeat it from there.")
         # What a run of an earlier version does not say was not done.
-        said = {"reconstruct": "none", **record.settings}
+        said = {"reconstruct": "none", "hidden_sum": "signed", **record.settings}
         try:
             return cls(**{name: value for name, value in said.items() if name in names})
         except (AttributeError, TypeError, ISpaSPError) as error:

@@ -32,6 +32,7 @@ from ispasp.records import Block, Event, Finished, Progress
 from ispasp.result import RunRecord, check_new_folder, load, load_record, read_json
 from ispasp.run_settings import KINDS, RunSettings
 
+UNTRAINED = "The weights are random: sizes and speed are right, accuracy and agreement mean nothing."
 EXPORT = "export"  # the folder in a run's folder that holds its ONNX files and their figures
 
 
@@ -168,7 +169,7 @@ def execute(
                 **settings.plain(),
                 "architecture": loaded.record,
                 "words": loaded.words,
-                "notes": list(data.notes),
+                "notes": [*data.notes, *([UNTRAINED] if settings.weights == models.RANDOM else [])],
             }
             event = Finished(dataclasses.replace(event.result, settings=described))
             event.result.save(path)

@@ -71,7 +71,7 @@ class PruneSettings:
         if not isinstance(self.recalibrate, bool):
             raise SettingError(f"recalibrate is {self.recalibrate!r}; give True or False.")
         factor = self.candidate_factor
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor < math.inf:
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor <= 1e9:
             raise SettingError(
                 f"candidate_factor is {factor!r}; give a number of 1 or more (the paper uses 2)."
             )
@@ -95,11 +95,15 @@ def check_keep(keep: object, name: str = "keep") -> float:
     Raises:
         SettingError: it is not a number, is NaN, or is out of range.
     """
-    if isinstance(keep, bool) or not isinstance(keep, Real) or not 0 < float(keep) <= 1:
+    try:
+        value = float(keep) if isinstance(keep, Real) and not isinstance(keep, bool) else math.nan
+    except OverflowError:
+        value = math.inf
+    if not 0 < value <= 1:
         raise SettingError(
             f"{name} is {keep!r}; give the fraction to keep, above 0 and up to 1, such as 0.4."
         )
-    return float(keep)
+    return value
 
 
 def groups_to_keep(groups: int, keep: float, multiple: int = 1) -> int:

@@ -101,13 +101,13 @@ class Stream:
         dividing by almost nothing would blow up every other input.
         """
         value, _, _, mean, variance, *_ = norm.args
-        inputs = self.values[value]  # type: ignore[index]
+        inputs = self._without_padding(self.values[value])  # type: ignore[index]
         rest = [d for d in range(inputs[0].ndim) if d != 1]
         wide = widest_float(inputs[0].device)
         count = sum(batch[:, 0].numel() for batch in inputs)
         if count < 2:
             return None
-        new_mean = sum(batch.sum(rest, dtype=wide) for batch in inputs) / count
+        new_mean = torch.stack([batch.sum(rest, dtype=wide) for batch in inputs]).sum(0) / count
         shape = [1, -1] + [1] * (len(rest) - 1)
         squares = torch.zeros_like(new_mean)
         for batch in inputs:
@@ -119,6 +119,18 @@ class Stream:
         usable = new_variance.isfinite() & (new_variance > CONSTANT_BELOW * old_variance)
         self.fixed[variance] = torch.where(usable, new_variance, old_variance)  # type: ignore[index]
         return self.fixed[mean] - old_mean, self.fixed[variance]  # type: ignore[index]
+
+    def _without_padding(self, values: list[Tensor]) -> list[Tensor]:
+        """Values (N, C, T) without the tokens that are padding, (P, C); other values as they are."""
+        shapes = [(value.shape[0], value.shape[-1]) for value in values]
+        masked = any(mask is not None and mask.shape == s for mask, s in zip(self.masks, shapes, strict=True))
+        if not masked or values[0].ndim != 3:
+            return values
+        rows = [value.movedim(1, 2) for value in values]
+        return [
+            row.flatten(0, 1) if mask is None else row[mask]
+            for row, mask in zip(rows, self.masks, strict=True)
+        ]
 
     def fork(self) -> Stream:
         """A stream that goes on from here on its own, with copies of all live values.

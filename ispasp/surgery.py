@@ -25,6 +25,9 @@ def slice_block(model: nn.Module, block: Block, selected: Sequence[int]) -> None
             _forgo_nested_tensors(model, parent)
         else:
             outputs = cut.role in ("producer", "rider")
+            width = cast(Tensor, module.weight).shape[0 if outputs else 1]
+            if width != block.groups * cut.size * cut.repeats:
+                raise IndexError(f"{cut.module} has {width} entries, not {block.groups} groups of {cut.size}")
             _keep(module, entries(groups, block.groups, cut), dim=0 if outputs else 1)
 
 
@@ -150,7 +153,7 @@ def rebuild(model: nn.Module, pruned: Sequence[BlockPruned], saved: Mapping[str,
     try:
         for event in pruned:
             slice_block(model, event.block, event.selected)
-    except (AttributeError, IndexError) as error:
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         raise RunError(
             f"The run does not belong to this {type(model).__name__} ({error}). Give the architecture that was pruned."
         ) from error
@@ -162,8 +165,8 @@ def rebuild(model: nn.Module, pruned: Sequence[BlockPruned], saved: Mapping[str,
             wrong.append(
                 f"{name} is {tuple(value.shape)} {value.dtype} in place of {tuple(own[name].shape)} {own[name].dtype}"
             )
-        elif not bool(value.isfinite().all()):
-            wrong.append(f"{name} holds values that are not finite")
+        elif bool(value.isnan().any()):
+            wrong.append(f"{name} holds NaN")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise RunError(

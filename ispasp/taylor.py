@@ -95,6 +95,8 @@ def _squared_gates(
         return torch.zeros(block.groups, dtype=wide, device=hidden.device)
     single = torch.promote_types(hidden.dtype, torch.float32)
     product = (hidden.detach().to(single) * gradient.to(single)).movedim((batch_dim, dim), (0, -1))
+    if block.tokens_first and product.ndim == 2:
+        product = product.unflatten(0, (-1, examples)).transpose(0, 1)
     # Windows of a picture may come as examples of their own; they follow one another.
     per_example = product.reshape(examples, -1, block.groups, block.group_size)
     return per_example.sum((1, 3), dtype=wide).square().sum(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ispasp.errors import ISpaSPError
+from ispasp.paths import expanded
 
 
 class UserCodeError(ISpaSPError):
@@ -24,14 +25,14 @@ def split(spec: str) -> tuple[Path, str]:
     """``"path/to/file.py:function"`` as the file's absolute path and the function's name.
 
     Raises:
-        UserCodeError: it is not of that form.
+        UserCodeError: it is not of that form, or the file's path is none.
     """
     file, _, function = spec.rpartition(":")
     if not file.endswith(".py") or not function.isidentifier():
         raise UserCodeError(
             f"Got {spec!r} as Python code: give a file and a function in it, such as path/to/file.py:function."
         )
-    return Path(file).expanduser().absolute(), function
+    return expanded(file, UserCodeError).absolute(), function
 
 
 def call(spec: str, *, allow_code: bool) -> object:

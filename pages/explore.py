@@ -30,7 +30,7 @@ def main() -> None:
     seen = target.resolve()
     settings.follow(seen.id, seen.settings)
     draft = settings.panel(seen.locked)
-    controls.buttons(seen.job, seen.state, draft, seen.settings)
+    controls.buttons(seen.job, seen.state, draft, seen.settings, seen.ending)
     if seen.id:
         _work(seen, draft)
     else:
@@ -93,7 +93,7 @@ def _work(seen: Target, draft: Draft) -> None:
     """Status, figures, strip and block; looked at twice a second while the work goes on."""
     live = seen.state is not None and seen.state.live
 
-    @st.fragment(run_every=0.5 if live else None)
+    @st.fragment(run_every=0.5 if seen.live else None)
     def draw() -> None:
         snapshot = seen.job.snapshot() if seen.job else None
         if snapshot is not None and snapshot.state is not seen.state:
@@ -121,7 +121,7 @@ def _opened(seen: Target) -> str:
     more = distil_sentence(report) or "It is listed under Runs."
     return (
         f"**Finished** in {duration(report['seconds'])} on {report['device']} and saved. {more} "
-        "The result and the export are below."
+        "[The result and the export](#result) are below."
     )
 
 

@@ -85,5 +85,5 @@ def saved(folder: Path, name: str, **changed: Any) -> Any:
     return model
 
 
-def load(folder: Path, weights: str = "", **more: Any) -> LoadedModel:
-    return models.load(models.parse(f"huggingface:{folder}", weights), **more)
+def load(folder: Path, weights: str = "") -> LoadedModel:
+    return models.load(models.parse(f"huggingface:{folder}", weights))

@@ -34,12 +34,13 @@ def numbers(premises: list[str], hypotheses: list[str], *, max_length: int, **_:
 TEXT = TextPreparation(numbers, 4)
 
 
-def load(content: str | bytes, classes=CLASSES, outputs: int | None = 3, name: str = "x.tsv", **changes):
+def load(content: str | bytes, classes=CLASSES, outputs: int | None = 3, name="x.tsv", preparation=TEXT, **changes):
     settings = {"samples": 10, "seed": 0, "evaluation": 5} | changes
     raw = content if isinstance(content, bytes) else content.encode()
-    return datasets.load(
-        datasets.parse(f"pairs:{name}"), TEXT, classes, outputs=outputs, upload=io.BytesIO(raw), **settings
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / name.partition("@")[0]).write_bytes(raw)
+        source = datasets.parse(f"pairs:{folder}/{name}")
+        return datasets.load(source, preparation, classes, outputs=outputs, **settings)
 
 
 def tsv(header: str, rows: list[tuple[object, ...]]) -> str:
@@ -311,12 +312,9 @@ def test_a_tokenizer_that_fails_is_one_sentence():
     def broken(*_: object, **__: object) -> None:
         raise ValueError("Asking to pad but the tokenizer does not have a padding token.\nmore")
 
-    content = tsv("premise\thypothesis\tlabel", [row(n) for n in range(20)]).encode()
+    content = tsv("premise\thypothesis\tlabel", [row(n) for n in range(20)])
     with pytest.raises(CalibrationError, match=r"cannot encode .*padding token\): choose a model"):
-        datasets.load(
-            datasets.parse("pairs:x"), TextPreparation(broken, 8), CLASSES,
-            outputs=3, samples=4, seed=0, upload=io.BytesIO(content),
-        )  # fmt: skip
+        load(content, preparation=TextPreparation(broken, 8), samples=4)
 
 
 def test_any_bytes_are_a_sentence_or_data():
@@ -355,10 +353,7 @@ def test_a_transformers_tokenizer_encodes_the_pairs():
     content = tsv(
         "premise\thypothesis\tlabel", [*same, ("is", "it", "entailment"), ("it", "is", "entailment")]
     )
-    found = datasets.load(
-        datasets.parse("pairs:x"), TextPreparation(tokenizer, 12), CLASSES,
-        outputs=3, samples=15, seed=0, evaluation=4, upload=io.BytesIO(content.encode()),
-    )  # fmt: skip
+    found = load(content, preparation=TextPreparation(tokenizer, 12), samples=15, evaluation=4)
     batch = found.calibration[0]
     assert batch["input_ids"].shape == (15, 12) and batch["input_ids"].dtype == torch.int64
     assert {"input_ids", "attention_mask", "labels"} <= set(batch)

@@ -115,7 +115,7 @@ def test_a_sample_comes_with_its_weights_and_says_how_to_feed_it(name: str):
     assert not rebuilt.training
 
 
-def test_a_sample_takes_random_weights_a_checkpoint_or_an_upload(tmp_path: Path):
+def test_a_sample_takes_random_weights_or_a_checkpoint(tmp_path: Path):
     untrained = models.load(models.parse("mnist_mlp", "random"))
     assert "random weights: accuracy means nothing" in untrained.words
     state = untrained.model.state_dict()
@@ -123,18 +123,8 @@ def test_a_sample_takes_random_weights_a_checkpoint_or_an_upload(tmp_path: Path)
     save_file(state, tmp_path / "mine.safetensors")
     local = models.load(models.parse("mnist_mlp", str(tmp_path / "mine.safetensors")))
     assert same(local.model, state) and "mine.safetensors" in local.words
-    content = (tmp_path / "mine.safetensors").read_bytes()
-    uploaded = models.load(models.parse("mnist_mlp", "upload.safetensors"), uploaded=content)
-    assert same(uploaded.model, state)
-    with pytest.raises(ModelError, match="weights in up do not belong to this CifarResNet: missing"):
-        models.load(models.parse("cifar10_resnet20", "up"), uploaded=content)
-
-
-def test_an_upload_counts_whatever_the_source_says_of_weights():
-    state = models.load(models.parse("mnist_mlp", "random")).model.state_dict()
-    for weights in ("", "random"):
-        loaded = models.load(models.parse("mnist_mlp", weights), uploaded=save(state))
-        assert same(loaded.model, state) and loaded.words.endswith("weights of the uploaded file")
+    with pytest.raises(ModelError, match="mine.safetensors do not belong to this CifarResNet: missing"):
+        models.load(models.parse("cifar10_resnet20", str(tmp_path / "mine.safetensors")))
 
 
 def test_an_unknown_sample_is_named():
@@ -206,7 +196,6 @@ def test_a_local_checkpoint_decides_the_number_of_classes(name: str, outputs: in
     assert same(loaded.model, state)
     assert len(loaded.classes) == (1000 if outputs == 1000 else 0)
     assert loaded.words == f"{name} of torchvision, {outputs} classes, weights of {path}"
-    assert same(models.load(loaded.source, uploaded=path.read_bytes()).model, state)
     models.build(loaded.record).load_state_dict(state, strict=True)
 
 

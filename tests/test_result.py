@@ -233,7 +233,7 @@ def spoil_event(run: Path) -> None:
         (pickle_weights, "model.safetensors cannot be read"),
         (rename_weight, "missing fc.weight; unexpected other"),
         (cut_rows, r"layer1.0.conv1.weight is \(5, "),
-        (spoil_weight, "fc.weight holds values that are not finite"),
+        (spoil_weight, "fc.weight holds NaN"),
         (spoil_settings, "lacks its settings or report"),
         (spoil_event, "damaged"),
         (shutil.rmtree, "is not a saved run"),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ispasp import taylor
 from ispasp.blocks import find
-from ispasp.calibration import Batch
+from ispasp.calibration import Batch, as_batch
 from ispasp.errors import CalibrationError, SettingError
 from ispasp.graph import trace
 from tests.selector_networks import gathered, run
@@ -154,3 +154,39 @@ def test_taylor_selector_needs_the_scores() -> None:
         run("taylor", found, 3)
     object.__setattr__(found, "taylor", torch.arange(14, dtype=torch.float64))
     assert run("taylor", found, 3)[0].selected == (11, 12, 13)
+
+
+def test_heads_whose_rows_begin_with_all_first_tokens() -> None:
+    """nn.MultiheadAttention's projection reads (tokens * examples, features); the oracle closes real gates."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    torch.manual_seed(0)
+    model, x, labels = Attending().eval(), torch.randn(6, 7, 8), torch.randint(0, 3, (6,))
+    traced = trace(model, as_batch(x))
+    (block,) = [block for block in find(traced) if block.prunable]
+    found = taylor.scores(traced, [block], [as_batch((x, labels))])[block.name]
+    expected = torch.zeros(4, dtype=torch.float64)
+    for one, label in zip(x, labels, strict=True):
+        gates = torch.ones(4, requires_grad=True)
+
+        def close(_: object, given: tuple[Tensor, ...], gates: Tensor = gates) -> tuple[Tensor, ...]:
+            return (given[0] * gates.repeat_interleave(2),)
+
+        hook = model.attention.out_proj.register_forward_pre_hook(close)
+        # The module calls the projection's weights alone; its parts are computed here as it computes them.
+        q, k, v = F.linear(one, model.attention.in_proj_weight, model.attention.in_proj_bias).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (4, 2)).transpose(0, 1) for part in (q, k, v))
+        heads = ((q @ k.transpose(-2, -1)) / 2**0.5).softmax(-1) @ v
+        out = model.attention.out_proj(heads.transpose(0, 1).flatten(1))
+        hook.remove()
+        loss = F.cross_entropy(model.head(out.mean(0)), label)
+        expected += torch.autograd.grad(loss, gates)[0].double() ** 2
+    assert torch.allclose(found, expected, rtol=1e-4)

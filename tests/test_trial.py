@@ -79,3 +79,23 @@ def test_a_trial_leaves_the_model_alone() -> None:
     (block, *_) = ispasp.find_blocks(model, images)
     assert trial.fits(block, model, ispasp.calibration.as_batch(images))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class ChannelsLast(nn.Module):
+    """Squeeze-excitation by linear layers over (N, h, w, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 16), nn.Linear(16, 5)
+        self.gate = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 16), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.last(x * self.gate(x.mean((1, 2), keepdim=True)))
+
+
+def test_a_gate_over_the_last_dimension() -> None:
+    images = torch.randn(6, 4, 4, 3)
+    result = ispasp.prune(ChannelsLast().eval(), [images], 0.5, multiple=1, reconstruct="symmetric")
+    assert [event.block.gates != () for event in result.blocks_pruned] == [False, True]
+    assert result.model.gate[0].in_features == 8

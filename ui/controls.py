@@ -48,16 +48,19 @@ def _go(job: Job | None, draft: Draft, step: bool) -> None:
         submit(draft.settings, step)
 
 
-def buttons(job: Job | None, state: State | None, draft: Draft, used: RunSettings | None = None) -> None:
+def buttons(
+    job: Job | None, state: State | None, draft: Draft, used: RunSettings | None = None, ending: bool = False
+) -> None:
     """The four controls; a button that would do nothing cannot be pressed.
 
     Args:
         state: the job's state at the beginning of this page run.
         used: the settings of what is on the screen.
+        ending: Stop was pressed already.
     """
     ended = state
     state = None if state is None or state.ended else state
-    ready = state is State.PAUSED or (state is None and draft.settings is not None)
+    ready = (state is State.PAUSED and not ending) or (state is None and draft.settings is not None)
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         st.button(
             "Run", key="run_button", type="primary", shortcut="Ctrl+Enter", help=HELP["run"],
@@ -69,10 +72,10 @@ def buttons(job: Job | None, state: State | None, draft: Draft, used: RunSetting
         )  # fmt: skip
         st.button(
             "Pause", key="pause_button", help=HELP["pause"],
-            disabled=state not in (State.RUNNING, State.QUEUED), on_click=job.pause if job else None,
+            disabled=ending or state not in (State.RUNNING, State.QUEUED), on_click=job.pause if job else None,
         )  # fmt: skip
         st.button(
-            "Stop", key="stop_button", help=HELP["stop"], disabled=state is None,
+            "Stop", key="stop_button", help=HELP["stop"], disabled=ending or state is None,
             on_click=job.cancel if job else None,
         )  # fmt: skip
         if state is not None:
@@ -170,6 +173,8 @@ def status(
             text = opened or (
                 f"**Ready.** Run prunes every block and {picture}; Step goes one iteration at a time."
             )
+        case State.QUEUED | State.PAUSED if snapshot and snapshot.stopping:
+            text = f"**Ending**{_stands(snapshot, view)}; nothing will be saved."
         case State.QUEUED:
             assert snapshot is not None
             others = "1 job is" if snapshot.ahead == 1 else f"{snapshot.ahead} jobs are"

@@ -21,7 +21,8 @@ from ui.view import View
 class Target:
     """At most one of ``job`` and ``record`` is given; ``settings`` are the ones it was made with.
 
-    ``state`` is the job's at the beginning of this page run: one for all widgets, though the job goes on.
+    ``state`` is the job's at the beginning of this page run: one for all widgets, though the job goes on. ``live``:
+    whether it may change by itself. ``ending``: it stands still, or waits, and is about to stop for good.
     """
 
     job: Job | None = None
@@ -29,6 +30,8 @@ class Target:
     run_id: str = ""
     record: RunRecord | None = None
     settings: RunSettings | None = None
+    live: bool = False
+    ending: bool = False
 
     @property
     def id(self) -> str:
@@ -84,7 +87,10 @@ def resolve() -> Target:
         events = snapshot.events
         saved = next((event for event in reversed(events) if isinstance(event, RunSaved)), None)
         if snapshot.state is not State.FINISHED or saved is None:
-            return Target(job, snapshot.state, settings=session.settings_of(job))
+            ending = snapshot.stopping and snapshot.state is not State.RUNNING
+            return Target(
+                job, snapshot.state, settings=session.settings_of(job), live=snapshot.live, ending=ending
+            )
         # From here on the run on disk is what is looked at; it also survives a restart.
         session.look_at("run", saved.run_id)
         id = saved.run_id

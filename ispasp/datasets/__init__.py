@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
-from typing import BinaryIO
 
 from ispasp.datasets.archives import ZipFiles
 from ispasp.datasets.folders import FolderFiles
@@ -18,6 +15,7 @@ from ispasp.datasets.source import KINDS, DataSource, parse
 from ispasp.datasets.torchvision_sets import torchvision_set
 from ispasp.datasets.tree import image_tree
 from ispasp.errors import CalibrationError
+from ispasp.paths import expanded
 from ispasp.preparation import ImagePreparation, TextPreparation
 
 __all__ = ["KINDS", "Data", "DataSource", "load", "parse"]
@@ -33,7 +31,6 @@ def load(
     seed: int,
     evaluation: int = 1000,
     allow_code: bool = False,
-    upload: BinaryIO | None = None,
 ) -> Data:
     """Calibration and evaluation batches of a source, as the model reads them.
 
@@ -48,8 +45,6 @@ def load(
         seed: draws the examples; 0 to 2**63 - 1.
         evaluation: evaluation examples at most, 1 or more.
         allow_code: whether a Python file may be run.
-        upload: content of a ``zip`` or ``pairs`` source that does not lie on disk, open for reading at any
-            place; the source's name is then for messages only.
 
     Raises:
         SettingError: a number is out of its range, or the source's name is not of its form.
@@ -63,20 +58,20 @@ def load(
     if source.kind == "sample":
         return sample_data(source.name, request)
     if source.kind == "pairs":
-        return sentence_pairs(source.name, request.reading(TextPreparation, source), request, upload)
+        return sentence_pairs(source.name, request.reading(TextPreparation, source), request)
     images = request.reading(ImagePreparation, source)
     if source.kind == "folder":
-        return image_tree(FolderFiles(Path(source.name).expanduser()), images, request)
+        return image_tree(FolderFiles(expanded(source.name, CalibrationError)), images, request)
     if source.kind == "zip":
-        return _zip(source.name, images, request, upload)
+        return _zip(source.name, images, request)
     if source.kind == "torchvision":
         return torchvision_set(source.name, images, request)
     return noise(images, request)
 
 
-def _zip(name: str, preparation: ImagePreparation, request: Request, upload: BinaryIO | None) -> Data:
+def _zip(name: str, preparation: ImagePreparation, request: Request) -> Data:
     try:
-        with nullcontext(upload) if upload else Path(name).expanduser().open("rb") as file:
+        with expanded(name, CalibrationError).open("rb") as file:
             return image_tree(ZipFiles(file, name), preparation, request)
     except OSError as error:
         raise CalibrationError(

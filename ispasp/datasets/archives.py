@@ -43,7 +43,9 @@ class ZipFiles:
                     f"is {size / 2**30:.1f} GiB, and the limit is {MAX_ARCHIVE_BYTES // 2**30} GiB",
                     "give a smaller one, or the unpacked folder",
                 )
-            self._archive = zipfile.ZipFile(_Bounded(file))
+            bounded = _Bounded(file)
+            self._archive = zipfile.ZipFile(bounded)
+            bounded.limit = None
         except _TooMuchError:
             raise self._refusal(
                 f"lists more than {MAX_DIRECTORY_BYTES // 2**20} MiB of file names",
@@ -148,10 +150,15 @@ class _TooMuchError(Exception):
 
 
 class _Bounded:
-    """A file that refuses to read too much at once: zipfile reads an archive's list of members whole."""
+    """A file that refuses to read too much at once: zipfile reads an archive's list of members whole.
+
+    Attributes:
+        limit: bytes; None from when the list is read, as members have a limit of their own.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.limit: int | None = MAX_DIRECTORY_BYTES
         self.seek = file.seek
         self.tell = file.tell
 
@@ -159,10 +166,10 @@ class _Bounded:
         return True
 
     def read(self, count: int = -1) -> bytes:
+        if self.limit is None:
+            return self._file.read(count)
         # A count of -1 is all that is left: zipfile asks for that near the end only.
-        content = self._file.read(
-            MAX_DIRECTORY_BYTES + 1 if count < 0 else min(count, MAX_DIRECTORY_BYTES + 1)
-        )
-        if len(content) > MAX_DIRECTORY_BYTES:
+        content = self._file.read(self.limit + 1 if count < 0 else min(count, self.limit + 1))
+        if len(content) > self.limit:
             raise _TooMuchError
         return content

@@ -6,7 +6,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +16,7 @@ from ispasp.datasets.drawing import NAMED, SKIPPED_SHARE, draw, planned
 from ispasp.datasets.labels import by_name, position
 from ispasp.datasets.request import Data, Request, batch_size, check_size, shown
 from ispasp.errors import CalibrationError, listing
+from ispasp.paths import expanded
 from ispasp.preparation import TextPreparation
 
 MAX_FILE_BYTES = 2**30
@@ -52,24 +52,21 @@ class Reading:
     lines: int = 0
 
 
-def sentence_pairs(
-    name: str, preparation: TextPreparation, request: Request, upload: BinaryIO | None = None
-) -> Data:
+def sentence_pairs(name: str, preparation: TextPreparation, request: Request) -> Data:
     """Data from a file of sentence pairs; both parts are drawn from it.
 
     Args:
         name: the file's path, with ``@en`` behind it for the rows of one language.
         preparation, request: as everywhere.
-        upload: the content, where it does not lie on disk.
 
     Raises:
         CalibrationError: the file cannot be read, is too large or no UTF-8, has no such columns, or more
             than a tenth of its lines cannot be used.
     """
-    path, language = _path_and_language(name, upload)
+    path, language = _path_and_language(name)
     place = f"The file {path}"
     try:
-        with nullcontext(upload) if upload else path.open("rb") as file:
+        with path.open("rb") as file:
             size = file.seek(0, 2)
             if size > MAX_FILE_BYTES:
                 raise CalibrationError(
@@ -105,11 +102,11 @@ def sentence_pairs(
     )
 
 
-def _path_and_language(name: str, upload: BinaryIO | None) -> tuple[Path, str]:
-    match = _FILE_AND_LANGUAGE.fullmatch(name)
-    if match is None or (upload is None and Path(name).expanduser().exists()):
-        return Path(name).expanduser(), ""
-    return Path(match["file"]).expanduser(), match["language"]
+def _path_and_language(name: str) -> tuple[Path, str]:
+    path, match = expanded(name, CalibrationError), _FILE_AND_LANGUAGE.fullmatch(name)
+    if match is None or path.exists():
+        return path, ""
+    return expanded(match["file"], CalibrationError), match["language"]
 
 
 def _read(file: BinaryIO, place: str) -> Reading:

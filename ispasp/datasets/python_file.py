@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ def python_data(spec: str, request: Request, *, allow_code: bool) -> Data:
     evaluation = batches.read(evaluation, "evaluation")
     if (found := sum(map(len, calibration))) < request.samples:
         notes.append(f"Only {found:,} examples for calibration, where {request.samples:,} were asked for.")
+    if copies := _copies(calibration, evaluation):
+        notes.append(
+            f"{copies:,} of the evaluation examples are calibration examples too, so the measurements are partly of "
+            "what was calibrated with: give others to evaluate with."
+        )
     labelled = all(batch.labels is not None for batch in evaluation)
     if not labelled:
         notes.append("The evaluation batches have no labels, so accuracy is unknown.")
@@ -110,6 +116,23 @@ def _share(found: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     calibration, rest = _take(iter(found), total - max(1, total // 5))
     used = len(calibration)
     return calibration, [*([rest] if rest is not None else []), *found[used:]]
+
+
+def _copies(calibration: list[Batch], evaluation: list[Batch]) -> int:
+    """How many evaluation examples have the very inputs of a calibration example."""
+    seen = {identity for batch in calibration for identity in _identities(batch)}
+    return sum(identity in seen for batch in evaluation for identity in _identities(batch))
+
+
+def _identities(batch: Batch) -> list[bytes]:
+    """A digest of each example's inputs, labels apart."""
+    hashes = [sha256() for _ in range(len(batch))]
+    for value in batch.to(torch.device("cpu")).tensors:
+        rows = value.detach().reshape(len(value), -1) if value.numel() else value.new_empty(len(value), 0)
+        # As bytes, since numpy knows no bfloat16.
+        for hashed, row in zip(hashes, rows.contiguous().view(torch.uint8).numpy(), strict=True):
+            hashed.update(row)
+    return [hashed.digest() for hashed in hashes]
 
 
 def _plain(batch: Batch) -> Any:

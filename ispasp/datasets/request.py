@@ -21,7 +21,10 @@ Preparation = TypeVar("Preparation", ImagePreparation, TextPreparation)
 _READS: dict[type, tuple[str, str]] = {
     ImagePreparation: ("images", "folder:PATH, zip:PATH, torchvision:NAME@FOLDER, sample:NAME or noise"),
     TextPreparation: ("sentence pairs", "pairs:FILE with a TSV or JSONL file, or sample:nli"),
-    type(None): ("what its own Python file prepares", "python:path/to/file.py:function"),
+    type(None): (
+        "batches that are prepared already, as nothing that came with it tells how to make them of raw data",
+        "python:path/to/file.py:function",
+    ),
 }
 
 

@@ -52,7 +52,7 @@ def parse(text: str) -> DataSource:
     kind, _, name = text.strip().partition(":")
     if kind not in KINDS:
         raise SettingError(f"Unknown source of data {text!r}: give {_accepted()}.")
-    return DataSource(kind, name)
+    return DataSource(kind, name.strip())
 
 
 def _form(kind: str) -> str:

@@ -22,6 +22,7 @@ from ispasp.datasets.labels import match_classes
 from ispasp.datasets.request import Data, Request, check_size, image_data
 from ispasp.datasets.tree import TEST, TRAIN, image_tree
 from ispasp.errors import CalibrationError, SettingError, listing
+from ispasp.paths import expanded
 from ispasp.preparation import ImagePreparation
 
 NAMES = ("MNIST", "CIFAR10", "ImageNet")
@@ -47,7 +48,7 @@ def torchvision_set(name: str, preparation: ImagePreparation, request: Request) 
             f"Got torchvision:{name}: give one of {listing(NAMES)} and the folder it lies in, "
             "such as torchvision:CIFAR10@data."
         )
-    root = Path(folder).expanduser()
+    root = expanded(folder, CalibrationError)
     if dataset == "ImageNet":
         return _imagenet(root, preparation, request)
     kind = getattr(datasets, dataset)

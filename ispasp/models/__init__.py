@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -15,37 +14,33 @@ from ispasp.models.source import KINDS, RANDOM, LoadedModel, ModelSource, parse
 __all__ = ["KINDS", "RANDOM", "LoadedModel", "ModelSource", "build", "load", "parse", "read_state"]
 
 
-def load(source: ModelSource, *, allow_code: bool = False, uploaded: bytes | None = None) -> LoadedModel:
+def load(source: ModelSource, *, allow_code: bool = False) -> LoadedModel:
     """Load a model with its weights, on the CPU, in eval mode.
 
     Args:
         source: what ``parse`` returns.
         allow_code: whether a Python file that the source names may be run.
-        uploaded: the content of the checkpoint file that ``source.weights`` names, where it was uploaded
-            and lies on no disk.
 
     Raises:
         ModelError: it is unknown, not permitted, cannot be read or fetched, or the weights belong to
             another architecture.
     """
-    if uploaded is not None and source.weights in ("", RANDOM):
-        source = replace(source, weights="the uploaded file")
     # Each kind is imported when one is loaded: torchvision takes a second, which the others do not need.
     if source.kind == "sample":
         from ispasp.models import sample
 
-        return sample.load(source, uploaded)
+        return sample.load(source)
     if source.kind == "torchvision":
         from ispasp.models import torchvision_models
 
-        return torchvision_models.load(source, uploaded)
+        return torchvision_models.load(source)
     if source.kind == "huggingface":
         from ispasp.models import huggingface
 
-        return huggingface.load(source, uploaded)
+        return huggingface.load(source)
     from ispasp.models import python_file
 
-    return python_file.load(source, allow_code=allow_code, uploaded=uploaded)
+    return python_file.load(source, allow_code=allow_code)
 
 
 def build(record: Mapping[str, Any], *, allow_code: bool = False) -> nn.Module:

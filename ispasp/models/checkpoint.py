@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ispasp.errors import ModelError
 from ispasp.models.source import cause
+from ispasp.paths import expanded
 
 MAX_BYTES = 4 * 2**30
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -39,14 +40,16 @@ def read_state(given: str | Path | bytes, name: str = "") -> dict[str, Tensor]:
     ``{"state_dict": ...}``, ``{"model": ...}`` and a prefix ``module.`` of all names are taken off.
 
     Args:
-        given: a file's path, or its content where it was uploaded.
+        given: a file's path, or its content.
         name: what to call it in messages; the path where empty.
 
     Raises:
         ModelError: it cannot be read, is larger than 4 GiB, is of another format, holds more than
             tensors, or a value is not finite.
     """
-    name = name or ("the uploaded file" if isinstance(given, bytes) else str(given))
+    name = name or ("the checkpoint" if isinstance(given, bytes) else str(given))
+    if not isinstance(given, bytes):
+        given = expanded(given, ModelError)
     try:
         start = _checked_start(given, name)
         if start.startswith(_TORCH_ARCHIVE):

@@ -9,6 +9,7 @@ from pathlib import Path
 from ispasp.errors import ModelError
 from ispasp.models.checkpoint import check_bytes
 from ispasp.models.source import RANDOM, cause
+from ispasp.paths import expanded
 
 CONFIG = "config.json"
 # In the order of preference; an index names the parts of a model in several files.
@@ -40,9 +41,9 @@ def folder_of(name: str, *, weights: bool) -> Path:
         weights: whether its weights are needed too.
 
     Raises:
-        ModelError: neither; or the hub does not answer within seconds or refuses.
+        ModelError: neither, or no path at all; or the hub does not answer within seconds or refuses.
     """
-    path = Path(name).expanduser()
+    path = expanded(name, ModelError)
     if path.is_dir():
         return path
     if not _HUB_NAME.fullmatch(name):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ispasp.errors import ModelError
 from ispasp.models import checkpoint
 from ispasp.models.hub import CONFIG, folder_of, needs_transformers, weight_files
-from ispasp.models.huggingface_inputs import inputs
+from ispasp.models.huggingface_inputs import Inputs, inputs
 from ispasp.models.source import RANDOM, UNTRAINED, LoadedModel, ModelSource, cause, seeded
 
 _MAX_CONFIG_BYTES = 2**24
@@ -28,21 +28,29 @@ _MAX_CONFIG_BYTES = 2**24
 _LEFT_OUT = re.compile(
     r"auto_map|.*_implementation(_internal)?|use_kernels|output_(attentions|hidden_states)|(torch_)?dtype"
 )
+MAX_LAYERS, MAX_OUTPUTS = 1000, 10**6
+# How the many model types call their layers and classes.
+_LAYERS = re.compile(
+    r"(num|n)_(.*_)?(layers?|blocks|experts|hidden_groups)|(.*_)?(layers|depths?)|inner_group_num"
+)
+_OUTPUTS = re.compile(r"num_labels|num_classes")
+# "backbone_config", where it is a dict, is a configuration like any.
+_BACKBONES = {"backbone", "use_timm_backbone", "use_pretrained_backbone", "backbone_config"}
 _FEATURES = (
     "no classifier is in this checkpoint ({}), so it puts out features: accuracy and agreement mean nothing"
 )
 
 
-def load(source: ModelSource, uploaded: bytes | None = None) -> LoadedModel:
+def load(source: ModelSource) -> LoadedModel:
     """A classifier with the tokenizer or picture preparation beside it; the bare model where it is none.
 
     Args:
         source: ``name`` is a folder with ``config.json``, or a name on the hub.
-        uploaded: the content of the checkpoint file that ``source.weights`` names.
 
     Raises:
         ModelError: transformers is not installed; the folder cannot be read or the hub not reached; the
-            model type is unknown; or the weights cannot be read or belong to another architecture.
+            model type is unknown; the weights cannot be read or belong to another architecture; or the
+            model fails on an example of what lies beside it.
     """
     _transformers(str(source))
     folder = folder_of(source.name, weights=not source.weights)
@@ -54,15 +62,14 @@ def load(source: ModelSource, uploaded: bytes | None = None) -> LoadedModel:
     else:
         state: dict[str, Tensor] = {}
         if source.weights:
-            given = uploaded if uploaded is not None else source.weights
-            state = checkpoint.read_state(given, source.weights)
+            state = checkpoint.read_state(source.weights)
             whence = f"weights of {source.weights}"
         else:
             for file in weight_files(folder):
                 state |= checkpoint.read_state(file)
             whence = "the weights there"
         model = _with_weights(model, state, source.weights or str(folder), is_classifier)
-    prepared = inputs(model, folder)
+    prepared = _tried(model, folder)
     words = [f"{class_name} from {source.name}, {whence}"]
     if not is_classifier:
         words.append(_FEATURES.format(_asked(values) or "none named"))
@@ -96,6 +103,22 @@ def build(record: Mapping[str, Any]) -> nn.Module:
             f"{values.get('model_type')!r}; save the run again."
         )
     return _built(class_name, values)
+
+
+@torch.no_grad()
+def _tried(model: Any, folder: Path) -> Inputs:
+    """What the model reads, once its forward has taken an example of it."""
+    try:
+        prepared = inputs(model, folder)
+        model(**prepared.example.copy().keywords)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file shows only now, and a model may need more than one input
+        raise ModelError(
+            f"{type(model).__name__} fails on an example of {model.main_input_name} alone, made as the files in "
+            f"{folder} say ({cause(error)}): give a model that reads no more, with the files that belong to it."
+        ) from error
+    return prepared
 
 
 def _transformers(what: str) -> Any:
@@ -168,10 +191,38 @@ def _cleaned(value: Any) -> Any:
     return [_cleaned(v) for v in value] if isinstance(value, list) else value
 
 
+def _check_values(class_name: str, values: Any, key: str = "") -> None:
+    """Refuse what would have transformers ask the hub, or build for minutes.
+
+    Raises:
+        ModelError: a value within the configuration is such a one.
+    """
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _check_values(class_name, value, str(name))
+        return
+    if values and key in _BACKBONES:
+        raise ModelError(
+            f"The configuration of {class_name} takes a part from another model ({key}: {values!r}), which is never "
+            "fetched: give a model whose configuration describes all of it (backbone_config)."
+        )
+    limits = ((_LAYERS, MAX_LAYERS), (_OUTPUTS, MAX_OUTPUTS))
+    limit = next((limit for pattern, limit in limits if pattern.fullmatch(key)), None)
+    for value in values if isinstance(values, list) else [values]:
+        if isinstance(value, dict):
+            _check_values(class_name, value)
+        elif limit and isinstance(value, (int, float)) and not value <= limit:
+            raise ModelError(
+                f"The configuration of {class_name} has {key} {value:,}, and the limit is {limit:,}: mend its "
+                f"{CONFIG}, or give a smaller model."
+            )
+
+
 def _built(class_name: str, values: Mapping[str, Any]) -> Any:
     """The class with random weights, in eval mode; refused before it takes memory where it is too large."""
     transformers = _transformers(class_name)
     try:
+        _check_values(class_name, values)
         with seeded(), _quiet():
             made: Any = getattr(transformers, class_name)
             with torch.device("meta"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from ispasp.models.source import cause, example
 from ispasp.preparation import ImagePreparation, TextPreparation
 
 MAX_LENGTH = 128
+MIN_LENGTH = 4  # tokens that a pair of sentences needs
+MAX_SIDE = 4096  # pixels
+_MAX_SETTINGS_BYTES = 2**24
+_MAX_PATH = 4096
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+# Where a tokenizer once came from, which transformers writes down and never reads.
+_NOT_READ = {"name_or_path", "special_tokens_map_file"}
 _PICTURES, _TOKENS = "pixel_values", "input_ids"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 _PICTURE_FILE = "preprocessor_config.json"
@@ -65,6 +74,7 @@ def _text(model: Any, folder: Path) -> tuple[TextPreparation | None, str]:
     from transformers import AutoTokenizer
 
     try:
+        _check_inside(folder, _TOKENIZER_SETTINGS)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # damaged files raise many types
         raise ModelError(
@@ -79,7 +89,47 @@ def _text(model: Any, folder: Path) -> tuple[TextPreparation | None, str]:
         )
     accepted = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
-    return TextPreparation(tokenizer, min(_length(model), tokenizer.model_max_length)), ""
+    length, limit = _length(model), tokenizer.model_max_length
+    if isinstance(limit, int) and limit >= MIN_LENGTH:
+        length = min(length, limit)
+    return TextPreparation(tokenizer, length), ""
+
+
+def _check_inside(folder: Path, files: tuple[str, ...]) -> None:
+    """Refuse settings by which a file elsewhere would be read.
+
+    Raises:
+        ValueError: a value in one of the ``files`` is the path of a file outside of the folder, or the file is
+            damaged.
+    """
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            continue
+        if path.stat().st_size > _MAX_SETTINGS_BYTES:
+            raise ValueError(f"{file} is larger than {_MAX_SETTINGS_BYTES // 2**20} MiB")
+        for key, value in _strings(json.loads(path.read_text(encoding="utf-8"))):
+            if key in _NOT_READ or len(value) > _MAX_PATH:
+                continue
+            try:
+                found = Path(value).expanduser()
+                outside = found.is_file() and not found.resolve().is_relative_to(folder.resolve())
+            except (OSError, RuntimeError):  # no path at all
+                continue
+            if outside:
+                raise ValueError(f"{file} names {value} as its {key}, which lies outside of the folder")
+
+
+def _strings(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text within JSON values, with the key that it stands under."""
+    if isinstance(values, str):
+        yield key, values
+    elif isinstance(values, dict):
+        for name, value in values.items():
+            yield from _strings(value, name)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _strings(value, key)
 
 
 def _length(model: Any) -> int:
@@ -100,7 +150,9 @@ def _tokens(model: Any) -> Batch:
     """Random tokens, the last ones of the second example masked."""
     shape = (2, _length(model))
     generator = torch.Generator().manual_seed(0)
-    keywords = {_TOKENS: torch.randint(model.config.vocab_size, shape, generator=generator)}
+    # Models of several inputs keep it elsewhere; that they need more than tokens shows when they are tried.
+    vocabulary = getattr(model.config, "vocab_size", None) or 1
+    keywords = {_TOKENS: torch.randint(vocabulary, shape, generator=generator)}
     if "attention_mask" in inspect.signature(model.forward).parameters:
         keywords["attention_mask"] = torch.ones(shape, dtype=torch.int64)
         keywords["attention_mask"][1, shape[1] // 2 :] = 0
@@ -111,6 +163,7 @@ def _pictures(folder: Path, channels: int) -> ImagePreparation:
     from transformers import AutoImageProcessor
 
     try:
+        _check_inside(folder, (_PICTURE_FILE,))
         made = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return _preparation(made, channels)
     except Exception as error:  # damaged files raise many types
@@ -126,6 +179,8 @@ def _preparation(made: Any, channels: int) -> ImagePreparation:
     Raises:
         ValueError: it does something that cannot be said so.
     """
+    if channels not in (1, 3):
+        raise ValueError(f"it prepares grey or colour pictures, the model reads {channels!r} channels")
     size = dict(made.size or {})
     crop = dict(made.crop_size or {}) if made.do_center_crop else {}
     edge, resize = size.get("shortest_edge"), None
@@ -143,18 +198,31 @@ def _preparation(made: Any, channels: int) -> ImagePreparation:
         final, resize = (crop["height"], crop["width"]), edge
     else:
         raise ValueError("it gives pictures of no fixed size")
+    for side in final if resize is None else (*final, resize):
+        _check_side(side)
     mean = _per_channel(made.image_mean, channels) if made.do_normalize else [0.0] * channels
     std = _per_channel(made.image_std, channels) if made.do_normalize else [1.0] * channels
     # Pixels here go up to 1; there they are multiplied by a factor that need not be 1/255.
     full = 255 * (made.rescale_factor if made.do_rescale else 1.0)
+    mean, std = [value / full for value in mean], [value / full for value in std]
+    if not all(abs(value) <= 1e6 for value in mean) or not all(1e-6 <= value <= 1e6 for value in std):
+        raise ValueError(f"it subtracts {mean} and divides by {std}: give finite numbers, the latter above 0")
     return ImagePreparation(
         size=final,
         resize=resize,
-        mean=tuple(value / full for value in mean),
-        std=tuple(value / full for value in std),
+        mean=tuple(mean),
+        std=tuple(std),
         interpolation=_INTERPOLATIONS[int(made.resample)],
         keyword=_PICTURES,
     )
+
+
+def _check_side(side: Any) -> None:
+    """Raises ValueError where a picture's side is no whole number of pixels from 1 to ``MAX_SIDE``."""
+    if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= MAX_SIDE:
+        raise ValueError(
+            f"its pictures have a side of {side!r}, which must be a whole number from 1 to {MAX_SIDE}"
+        )
 
 
 def _per_channel(given: float | list[float], channels: int) -> list[float]:
@@ -171,6 +239,12 @@ def _pixels(config: Any) -> Batch:
     size = getattr(config, "image_size", None) or 224
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     channels = getattr(config, "num_channels", 3)
+    for number in (height, width, channels):
+        _check_side(number)
+    if channels * height * width > 3 * MAX_SIDE**2:
+        raise ValueError(
+            f"its pictures have {channels} channels of {height} x {width} pixels, which is too much"
+        )
     return example(
         ImagePreparation((height, width), None, (0.0,) * channels, (1.0,) * channels, keyword=_PICTURES)
     )

@@ -16,7 +16,7 @@ from ispasp.models import checkpoint
 from ispasp.models.source import RANDOM, LoadedModel, ModelSource, seeded
 
 
-def load(source: ModelSource, *, allow_code: bool, uploaded: bytes | None = None) -> LoadedModel:
+def load(source: ModelSource, *, allow_code: bool) -> LoadedModel:
     """The model that ``path/to/file.py:function`` returns, tried on the example that comes with it.
 
     The function returns a module with an attribute ``example_inputs``, or ``(module, example inputs)``;
@@ -38,8 +38,7 @@ def load(source: ModelSource, *, allow_code: bool, uploaded: bytes | None = None
             "(model, example inputs), or give the model an attribute example_inputs."
         )
     if source.weights:
-        given_state = uploaded if uploaded is not None else source.weights
-        checkpoint.fit(model, checkpoint.read_state(given_state, source.weights), source.weights)
+        checkpoint.fit(model, checkpoint.read_state(source.weights), source.weights)
     try:
         (batch,) = read([given], what="example")
     except ISpaSPError as error:

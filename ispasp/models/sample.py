@@ -19,12 +19,11 @@ from ispasp.models.source import (
 )
 
 
-def load(source: ModelSource, uploaded: bytes | None = None) -> LoadedModel:
+def load(source: ModelSource) -> LoadedModel:
     """A sample model with its trained weights, random ones, or those of a checkpoint.
 
     Args:
         source: ``name`` is one of ``zoo.names()``.
-        uploaded: the content of the checkpoint file that ``source.weights`` names.
 
     Raises:
         ModelError: the name is unknown, a text model's and transformers is not installed, or the weights
@@ -36,8 +35,7 @@ def load(source: ModelSource, uploaded: bytes | None = None) -> LoadedModel:
     else:
         model, whence = build({"name": source.name}), UNTRAINED
         if source.weights != RANDOM:
-            given = uploaded if uploaded is not None else source.weights
-            checkpoint.fit(model, checkpoint.read_state(given, source.weights), source.weights)
+            checkpoint.fit(model, checkpoint.read_state(source.weights), source.weights)
             whence = f"weights of {source.weights}"
     preparation = zoo.preparation(source.name)
     return LoadedModel(

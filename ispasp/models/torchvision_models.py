@@ -18,6 +18,8 @@ from ispasp.models import checkpoint
 from ispasp.models.source import RANDOM, UNTRAINED, LoadedModel, ModelSource, example, seeded
 from ispasp.preparation import ImagePreparation
 
+MAX_OUTPUTS = 10**6
+_MANY = 20_000  # up to here the classifier of none takes a GiB
 _TIMEOUT = 5.0  # seconds until the server must answer
 # Training needs the auxiliary classifiers of these two, evaluation never runs them. Their published
 # weights rescale the input themselves.
@@ -35,12 +37,11 @@ def names() -> list[str]:
     return sorted(architectures.list_models(module=architectures))
 
 
-def load(source: ModelSource, uploaded: bytes | None = None) -> LoadedModel:
+def load(source: ModelSource) -> LoadedModel:
     """A classification model with the evaluation transform of its published weights.
 
     Args:
         source: ``name`` is one of ``names()``.
-        uploaded: the content of the checkpoint file that ``source.weights`` names.
 
     Raises:
         ModelError: the name is unknown, the published weights cannot be fetched, or the checkpoint
@@ -53,9 +54,11 @@ def load(source: ModelSource, uploaded: bytes | None = None) -> LoadedModel:
     if source.weights == RANDOM:
         whence = UNTRAINED
     else:
-        given = uploaded if uploaded is not None else source.weights or fetch(published.url, source.name)
-        state = _renamed(checkpoint.read_state(given, source.weights), model)
+        given = source.weights or fetch(published.url, source.name)
+        state = _renamed(checkpoint.read_state(given), model)
         if (found := _outputs(state, model, outputs)) != outputs:
+            if not 1 <= found <= MAX_OUTPUTS:
+                raise ModelError(f"{given} is for {found:,} classes: give one for 1 to {MAX_OUTPUTS:,}.")
             outputs = found
             model = _architecture(source.name, outputs)
         checkpoint.fit(model, state, source.weights or str(given))
@@ -77,10 +80,10 @@ def build(record: Mapping[str, Any]) -> nn.Module:
     """The architecture of a record with fresh random weights.
 
     Raises:
-        ModelError: the record does not name a model of this torchvision, or is damaged.
+        ModelError: the record does not name a model of this torchvision, is damaged, or asks for more than 4 GiB.
     """
     name, outputs = record.get("name"), record.get("outputs")
-    if not isinstance(outputs, int) or isinstance(outputs, bool) or not 1 <= outputs <= 10**6:
+    if not isinstance(outputs, int) or isinstance(outputs, bool) or not 1 <= outputs <= MAX_OUTPUTS:
         raise ModelError(f"The record of the model is damaged: {outputs!r} outputs; save the run again.")
     _check_known(name)
     return _architecture(str(name), outputs)
@@ -121,6 +124,12 @@ def _check_known(name: object) -> None:
 
 
 def _architecture(name: str, outputs: int) -> nn.Module:
+    """With random weights, in eval mode; refused before it takes memory where it is too large."""
+    if outputs > _MANY:
+        # Not every one can be made without memory (RegNets cannot), but all grow by the same for each class.
+        one, two = (sum(p.numel() for p in _architecture(name, few).parameters()) for few in (1, 2))
+        size = 4 * (one + (outputs - 1) * (two - one))
+        checkpoint.check_bytes(size, f"{name} with {outputs:,} classes")
     with seeded():
         model: nn.Module = architectures.get_model(
             name, weights=None, num_classes=outputs, **_WITHOUT_AUXILIARY.get(name, {})
