@@ -5,21 +5,18 @@ Every block sees the inputs that the already pruned network gives it, as in the 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import platform
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ispasp import allocation, evaluate, sensitivity, surgery, taylor
+from ispasp import allocation, evaluate, reports, sensitivity, surgery, taylor
 from ispasp import blocks as block_finding
 from ispasp import calibration as calibration_data
 from ispasp import device as devices
@@ -28,7 +25,7 @@ from ispasp.distil import BATCH_SIZE, distil_steps
 from ispasp.errors import ModelError, SettingError, SurgeryError, listing
 from ispasp.graph import Traced, exclusive, trace
 from ispasp.onepass import OnePass
-from ispasp.records import Block, BlockPruned, Distilled, Event, Finished, Progress, Started
+from ispasp.records import Block, Distilled, Event, Finished, Progress, Started
 from ispasp.result import PruneResult
 from ispasp.settings import PruneSettings, check_keep, groups_to_keep
 
@@ -249,7 +246,7 @@ class _Run:
             "device": devices.describe(self.device),
             "seconds": self._clock(),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "blocks": [_block_report(event) for event in one_pass.blocks_pruned],
+            "blocks": [reports.block(event) for event in one_pass.blocks_pruned],
         }
         result = PruneResult(
             settings=self._plain_settings(),
@@ -354,19 +351,8 @@ class _Run:
             "blocks": self.names,
             "calibration_examples": sum(len(batch) for batch in self.calibration),
             "calibration_digest": calibration_data.digest(self.calibration),
-            "versions": _versions(),
+            "versions": reports.versions(),
         }
-
-
-def _versions() -> dict[str, str]:
-    """Of what the result depends on, where installed."""
-    from ispasp import __version__  # the package itself, which imports this module first
-
-    found = {"ispasp": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "transformers"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _set_apart(batches: Sequence[Batch]) -> tuple[Batch, list[Batch]]:
@@ -396,19 +382,3 @@ def _sliced(dense: nn.Module, one_pass: OnePass, probe: Batch) -> nn.Module:
     sliced = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
     surgery.check_equal(one_pass.outputs(), sliced)
     return pruned
-
-
-def _block_report(event: BlockPruned) -> dict[str, Any]:
-    return {
-        "name": event.block.name,
-        "groups": event.block.groups,
-        "kept": len(event.selected),
-        "iterations": event.iterations,
-        "relative_residual": event.relative_residual,
-        "drift": event.drift,
-        "selected": list(event.selected),
-        "target": event.target,
-        "error_before": event.error_before,
-        "error_after": event.error_after,
-        "notes": list(event.notes),
-    }
