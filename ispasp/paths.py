@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ispasp.errors import ISpaSPError
@@ -16,7 +15,7 @@ def expanded(given: str | Path, error: type[ISpaSPError]) -> Path:
     """
     try:
         path = Path(given).expanduser()
-        os.stat(path)
+        path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return path
     # RuntimeError: no such user; ValueError: a character that no path holds.

@@ -66,11 +66,6 @@ CASES = {
     ),
     "roberta": Case(huggingface("Roberta", pad_token_id=1, **WIDTHS), 0, neurons=4, heads=3),
 }
-# An export takes 5 to 15 seconds: one of each kind of block, and the rarest shapes of the rest. resnet34, resnet50
-# and wide_resnet50_2 are built of what resnet18 and mobilenet_v2 are built of; efficientnet_b0 of mobilenet_v3's
-# parts; DistilBERT and RoBERTa export as BERT does.
-EXPORTED = ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "vgg16_bn", "densenet121", "convnext_tiny"]
-EXPORTED += ["vit_b_16", "shufflenet_v2_x1_0", "bert"]
 
 
 def waken(model: nn.Module) -> nn.Module:
@@ -165,7 +160,7 @@ def test_saved_and_loaded_into_a_fresh_architecture_it_computes_exactly_the_same
         assert float((outputs(loaded.model, batch) - outputs(run.result.model, batch)).abs().max()) == 0.0
 
 
-@pytest.mark.parametrize("run", EXPORTED, indirect=True)
+@each
 def test_onnx_computes_what_torch_computes(run: Run, tmp_path: Path) -> None:
     """The export itself compares onnxruntime with torch on two batch sizes and fails above its tolerance."""
     report = ispasp.export_onnx(run.result.model, run.data[0], tmp_path / "model.onnx")

@@ -35,6 +35,27 @@ def test_a_source_of_another_form_is_refused_with_the_forms(text: str):
         datasets.parse(text)
 
 
+@pytest.mark.parametrize("text", ["folder: a b ", " zip:\tx.zip", "noise "])
+def test_blanks_around_a_source_and_its_name_do_not_count(text: str):
+    kind, _, name = text.strip().partition(":")
+    assert datasets.parse(text) == datasets.DataSource(kind, name.strip())
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "a" * 300, "a\0b"], ids=["no user", "too long", "null"])
+@pytest.mark.parametrize(
+    "source", ["folder:", "zip:", "pairs:", "torchvision:CIFAR10@", "torchvision:ImageNet@"]
+)
+def test_what_is_no_path_is_one_sentence(source: str, name: str):
+    preparation = TextPreparation(None, 8) if source == "pairs:" else RGB
+    with pytest.raises(CalibrationError, match=r"cannot be used as a path \(.*\): check it"):
+        load(source + name, preparation)
+
+
+def test_a_model_without_preparation_is_told_what_it_needs(tmp_path: Path):
+    with pytest.raises(CalibrationError, match="reads batches that are prepared already.*use python:path"):
+        load("noise", None)
+
+
 # ---------------------------------------------------------------- preparation, memory, settings
 
 

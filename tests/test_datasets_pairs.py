@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -34,7 +34,9 @@ def numbers(premises: list[str], hypotheses: list[str], *, max_length: int, **_:
 TEXT = TextPreparation(numbers, 4)
 
 
-def load(content: str | bytes, classes=CLASSES, outputs: int | None = 3, name="x.tsv", preparation=TEXT, **changes):
+def load(
+    content: str | bytes, classes=CLASSES, outputs: int | None = 3, name="x.tsv", preparation=TEXT, **changes
+):
     settings = {"samples": 10, "seed": 0, "evaluation": 5} | changes
     raw = content if isinstance(content, bytes) else content.encode()
     with tempfile.TemporaryDirectory() as folder:

@@ -56,6 +56,21 @@ def test_whatever_holds_batches_is_read_in_its_order(tmp_path: Path, code: str):
 
 
 @pytest.mark.parametrize(
+    ("code", "copies"),
+    [
+        ("def make():\n    return [(x, y)], [(x, y)]", 4),
+        ("def make():\n    return [(x[:6], y[:6])], [(x[5:9], 1 - y[5:9])]", 1),
+        ("def make():\n    return [{'input': x[:6].bfloat16()}], [{'input': x[2:].bfloat16()}]", 4),
+        ("def make():\n    return [(x[:6], y[:6])], [(x[6:], y[6:])]", 0),
+    ],
+)
+def test_examples_that_serve_both_parts_are_noted(tmp_path: Path, code: str, copies: int):
+    notes = " ".join(load(tmp_path, NUMBERS + code).notes)
+    assert (f"{copies} of the evaluation examples are calibration examples too" in notes) == bool(copies)
+    assert ("calibration examples too" in notes) == bool(copies)
+
+
+@pytest.mark.parametrize(
     "code",
     [
         "def make():\n    return x",

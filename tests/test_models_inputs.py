@@ -68,7 +68,7 @@ def test_the_tokenizer_gives_what_the_model_takes(tmp_path: Path):
 def test_pictures_are_prepared_as_the_saved_processor_does(
     processor: str, values: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path
 ):
-    saved(tmp_path, "ViTForImageClassification")
+    saved(tmp_path, "ViTForImageClassification", image_size=expected[0], patch_size=expected[0][0] // 4)
     theirs = getattr(transformers, processor)(**values)
     theirs.save_pretrained(tmp_path)
     loaded = load(tmp_path).preparation

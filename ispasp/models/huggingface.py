@@ -116,7 +116,7 @@ def _tried(model: Any, folder: Path) -> Inputs:
     except Exception as error:  # a damaged file shows only now, and a model may need more than one input
         raise ModelError(
             f"{type(model).__name__} fails on an example of {model.main_input_name} alone, made as the files in "
-            f"{folder} say ({cause(error)}): give a model that reads no more, with the files that belong to it."
+            f"{folder} say ({cause(error)}): give a model that needs nothing else, with the files that belong to it."
         ) from error
     return prepared
 

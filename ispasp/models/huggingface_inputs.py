@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def _check_inside(folder: Path, files: tuple[str, ...]) -> None:
                 continue
             try:
                 found = Path(value).expanduser()
-                outside = found.is_file() and not found.resolve().is_relative_to(folder.resolve())
+                is_file = found.exists() and not found.is_dir()  # a device is one too
+                outside = is_file and not found.resolve().is_relative_to(folder.resolve())
             except (OSError, RuntimeError):  # no path at all
                 continue
             if outside:
