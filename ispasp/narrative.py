@@ -93,7 +93,7 @@ def sentence(
             left = len(iteration.selected)
             gone = groups - left if previous is None else len(iteration.dropped)
             over = (
-                f"the {keep:,} left stay"
+                f"the {keep:,} left {'stays' if keep == 1 else 'stay'}"
                 if left <= keep
                 else f"{left:,} of {groups:,} left, {keep:,} will stay"
             )
@@ -130,19 +130,26 @@ def decided_at_once(sizes: Sequence[tuple[int, int]], candidate_factor: float, s
     )
 
 
+_CLEARLY = 1.2  # times the residual: the two are relative to slightly different outputs
+
+
 def refit_sentence(pruned: BlockPruned | None) -> str:
     """What the re-fit did to a block: ``"Re-fit at the end, symmetric: error 0.412 → 0.058 of its target, 86 % less."``
 
-    Empty where there was none, or where the block is not done yet.
+    Empty where there was none, or where the block is not done yet. Where the error before it is clearly above the
+    block's own residual, the sentence says where the rest comes from.
     """
     if pruned is None or pruned.target == "none" or pruned.error_before is None or pruned.error_after is None:
         return ""
     before, after = residual(pruned.error_before), residual(pruned.error_after)
+    rest = ""
+    if pruned.target == "asymmetric" and pruned.error_before > _CLEARLY * pruned.relative_residual:
+        rest = " What is above the residual comes from the blocks before."
     if before == after:
-        return f"Re-fit at the end, {pruned.target}: error stays at {after} of its target."
+        return f"Re-fit at the end, {pruned.target}: error stays at {after} of its target.{rest}"
     less = 100 * (1 - pruned.error_after / pruned.error_before)
     share = f"{less:.0f} %" if less < 99.5 else "over 99 %"
-    return f"Re-fit at the end, {pruned.target}: error {before} → {after} of its target, {share} less."
+    return f"Re-fit at the end, {pruned.target}: error {before} → {after} of its target, {share} less.{rest}"
 
 
 def rank(values: np.ndarray, index: int) -> int:
@@ -272,7 +279,7 @@ def remarks(
         f"{b['name']} keeps {b['kept']:,} of {b['groups']:,} ({b['kept'] / b['groups']:.2f} instead of "
         f"{asked_for[b['name']]:.2f})"
         for b in report["blocks"]
-        if b["name"] not in whole and abs(b["kept"] - asked_for[b["name"]] * b["groups"]) >= 1
+        if b["name"] not in whole and _moved(b["kept"], asked_for[b["name"]] * b["groups"])
     ]
     if whole and allocation == "uniform":
         names = ", ".join(whole)
@@ -285,6 +292,11 @@ def remarks(
         shown = "; ".join(moved[:3]) + (f"; and {len(moved) - 3} more" if len(moved) > 3 else "")
         words.append(f"Rounding to the multiple changed the kept fraction: {shown}.")
     return words + note_lines(report)
+
+
+def _moved(kept: int, asked: float) -> bool:
+    """Whether rounding to the multiple changed a count worth telling: by a whole group, and above 10 per cent."""
+    return abs(kept - asked) >= max(1, 0.1 * asked)
 
 
 def note_lines(report: Mapping[str, Any]) -> list[str]:

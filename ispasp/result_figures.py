@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from ispasp.looks import DENSE, LOOKS, GroupState, layout
+from ispasp.looks import DENSE, GROUND, LOOKS, GroupState, layout
 from ispasp.records import BlockPruned
 
 LOG_FROM = 40  # largest over smallest error from which a linear scale hides the small ones
@@ -78,7 +78,7 @@ def blocks_figure(blocks: Sequence[BlockPruned], dark: bool = False, height: int
         figure.update_yaxes(type="log", dtick=1, minor={"ticks": ""}, exponentformat="power")
     else:
         figure.update_yaxes(rangemode="tozero", nticks=5)
-    figure.update_yaxes(title="relative squared error")
+    figure.update_yaxes(title=f"relative squared error{', log scale' if info.log else ''}")
     figure.update_xaxes(range=[-0.6, len(blocks) - 0.4])
     return layout(figure, height)
 
@@ -146,6 +146,7 @@ def comparison_figure(report: Mapping[str, Any], dark: bool = False, height: int
                 text=[f"{value:.0f} %" for value in values],
                 textposition="inside",
                 insidetextanchor="end",
+                insidetextfont={"color": GROUND[dark]},  # the page's theme would set light on light
                 marker={"color": LOOKS[GroupState.KEPT].colour(dark)},
                 hovertemplate="%{y}: %{x:.1f} % of dense<extra></extra>",
             ),

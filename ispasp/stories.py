@@ -55,6 +55,10 @@ def _headline(group: int, trace: Sequence[Iteration], t: int, way: Way) -> str:
     return f"Dropped in iteration {left[-1]}" if left else "Not kept"
 
 
+def _first(keep: int) -> str:
+    return "only the first stays" if keep == 1 else f"the first {keep:,} stay"
+
+
 def _gone(group: int, trace: Sequence[Iteration]) -> int:
     """The first iteration that a group did not survive."""
     return next(i.t for i in trace if group not in i.selected)
@@ -88,12 +92,16 @@ def _compared(
         # CoSaMP measures what it would change to, and stays with what it has where that is no better.
         stays = "stays" if kept else "stays out"
         return f"By {words.score} it is the {place}, but that choice fits no better than the last one, so it {stays}."
+    first = _first(keep)
+    if started.one_iteration_decides and place:
+        at = f"{ordinal(merged.index(group) + 1)} of {plural(len(merged), kind)}"
+        return f"Every {kind} was compared; by {words.score} it is {'the' if kept else 'only the'} {at}; {first}."
     if kept:
         candidate = group in iteration.candidates
         how = "a candidate by its importance" if candidate else "no candidate, but selected before"
-        return f"It was {how}, and by {words.score} it is the {place}; the first {keep:,} stay."
+        return f"It was {how}, and by {words.score} it is the {place}; {first}."
     if place:
-        return f"It was compared, but by {words.score} it is only the {place}; the first {keep:,} stay."
+        return f"It was compared, but by {words.score} it is only the {place}; {first}."
     place = ordinal(rank(iteration.importance.numpy(), group))
     return (
         f"It was no candidate: its importance is the {place} of {groups:,}, "
@@ -107,7 +115,7 @@ def _ranked(
     kind, groups, keep = started.block.kind, started.block.groups, started.keep_groups
     kept = group in trace[t - 1].selected
     place = f"{ordinal(rank(trace[t - 1].score.numpy(), group))} of {plural(groups, kind)}"
-    return f"By {words.score} it is {'the' if kept else 'only the'} {place}; the first {keep:,} stay."
+    return f"By {words.score} it is {'the' if kept else 'only the'} {place}; {_first(keep)}."
 
 
 def _added(
@@ -136,10 +144,8 @@ def _removed(
 ) -> str:
     kind = started.block.kind
     if group in trace[-1].selected:
-        return (
-            f"Whenever a {kind} was removed, another had a smaller {words.score}; "
-            f"the last {started.keep_groups:,} stay."
-        )
+        last = "only the last stays" if started.keep_groups == 1 else f"the last {started.keep_groups:,} stay"
+        return f"Whenever a {kind} was removed, another had a smaller {words.score}; {last}."
     gone = _gone(group, trace)
     if group in trace[t - 1].selected:
         return f"Until now others had a smaller {words.score}; it is removed in iteration {gone}."

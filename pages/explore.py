@@ -96,7 +96,7 @@ def _work(seen: Target, draft: Draft) -> None:
     @st.fragment(run_every=0.5 if seen.live else None)
     def draw() -> None:
         snapshot = seen.job.snapshot() if seen.job else None
-        if snapshot is not None and snapshot.state is not seen.state:
+        if snapshot is not None and (snapshot.state, snapshot.live) != (seen.state, seen.live):
             st.rerun()  # once per change of state: buttons, locks and plots differ
         view = seen.view(draft)
         controls.status(snapshot, view, _opened(seen), draft.problems)

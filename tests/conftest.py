@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ispasp import data, zoo
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # several processes at once; each with all cores would only wait for the others
 

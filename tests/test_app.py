@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from ispasp.jobs import State, registry
 from ispasp.run_settings import RunSettings
 from tests.app_page import (
     MAIN,
+    choose,
     enabled,
     few_samples,
     finish,
@@ -53,7 +55,7 @@ def test_run_to_the_end_shows_dense_against_pruned_and_can_be_opened_again(runs_
         "Parameters",
         "MACs per image",
         "Accuracy, 1,000 shipped test images",
-        "Agreement",
+        "Agreement, 1,000 shipped test images",
     ]
     assert "dense" in app.metric[0].delta and app.metric[3].value.endswith("%")
     assert (runs_folder / run / "run.json").is_file()
@@ -73,6 +75,7 @@ def test_step_goes_one_iteration_at_a_time() -> None:
         press(app, "step_button")
         until(app, lambda: "Paused" in words(app))
         assert f"Iteration {t}:" in words(app)
+        assert "the only one" not in words(app)  # another one follows
     assert " in, " in words(app) and "→" in words(app)
     assert enabled(app) == {"run", "step", "stop"}
     assert "Settings are locked" in words(app)
@@ -90,6 +93,38 @@ def test_stop_says_that_nothing_was_saved(runs_folder: Path) -> None:
     assert "nothing was saved" in words(app) and "press Run" in words(app)
     assert enabled(app) == {"run", "step"}
     assert not list(runs_folder.glob("*")) and not app.text_input(key="keep").disabled
+
+
+def test_stop_while_paused_says_that_it_is_ending_until_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    fragment, looks = st.fragment, []
+
+    def spied(*, run_every: float | None) -> Callable[[Callable[[], None]], Callable[[], None]]:
+        looks.append(run_every)
+        return fragment(run_every=run_every)
+
+    monkeypatch.setattr(st, "fragment", spied)
+    going, closing = threading.Event(), threading.Event()
+
+    def slow_to_close() -> Iterator[int]:
+        try:
+            going.wait(60)
+            yield 1
+        finally:
+            closing.wait(60)
+
+    job = registry.submit("a large model", slow_to_close, "cpu")
+    assert job.wait(State.RUNNING)
+    job.pause()
+    going.set()
+    assert job.wait(State.PAUSED)
+    app = visit(job=job.id)
+    assert "Paused" in words(app) and looks[-1] is None
+    press(app, "stop_button")
+    assert "Ending" in words(app) and "Paused" not in words(app) and enabled(app) == set()
+    assert looks[-1] == 0.5  # the page looks again by itself
+    closing.set()
+    until(app, lambda: "Stopped" in words(app))
+    assert enabled(app) == {"run", "step"}
 
 
 def test_a_failure_is_one_sentence_with_what_to_do(runs_folder: Path) -> None:
@@ -217,6 +252,22 @@ def test_the_panel_shows_the_settings_of_what_is_on_the_screen() -> None:
     sound(opened.switch_page("../pages/runs.py").run())
     sound(opened.switch_page("../pages/explore.py").run())
     assert opened.number_input(key="samples").value == 64 and "Showing" not in words(opened)
+
+
+def test_a_refresh_before_a_run_loses_no_setting() -> None:
+    app = few_samples(visit())
+    choose(app, "selector", "obs")
+    choose(app, "distil", 400)
+    sound(app.number_input(key="candidate_factor").set_value(2.5).run())
+    sound(app.toggle(key="recalibrate").set_value(True).run())
+    keys = ("samples", "selector", "distil", "candidate_factor", "recalibrate")
+    other = visit(**{key: seen(app, key) for key in keys})
+    assert [other.session_state[key] for key in keys] == [64, "obs", 400, 2.5, True]
+    for key, usual in (("selector", "ispasp"), ("distil", 0)):
+        choose(other, key, usual)
+        assert key not in other.query_params
+    nonsense = visit(selector="x", distil="-1", samples="9" * 30, candidate_factor="nan", recalibrate="y")
+    assert [nonsense.session_state[key] for key in keys] == [512, "ispasp", 0, 2.0, False]
 
 
 def test_jobs_under_way_are_offered_on_a_first_visit() -> None:

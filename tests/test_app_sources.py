@@ -87,6 +87,8 @@ def test_random_weights_and_noise_to_the_end_and_back(runs_folder: Path) -> None
         and "The inputs are noise" in text
     )
     assert app.metric[2].value == "unknown" and app.metric[3].value.endswith("%")
+    assert (app.metric[2].label, app.metric[3].label) == ("Accuracy", "Agreement, 4 test images")
+    assert app.metric[3].delta == "random weights: means nothing"
     assert "They cannot be shown" not in text and "Its filters" in text
     other = visit(run=run)  # after a restart only the disk and the address remember
     assert other.selectbox(key="model").value == "torchvision"
@@ -220,6 +222,10 @@ def test_a_name_on_the_hub_is_fetched_only_when_asked_for(monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     app = visit(model="huggingface:nobody/no-such-model", data="noise")
     assert "read_model" in {button.key for button in app.button} and enabled(app) == {"run", "step"}
+    assert app.metric[1].label == "MACs per example"
+    choose(app, "data", "")
+    assert "or read the model first to see what it takes" in words(app) and "images of" not in words(app)
+    choose(app, "data", "noise")
     press(app, "read_model")
     assert "is no folder here and cannot be fetched from the hub" in words(app) and enabled(app) == set()
     (error,) = app.error

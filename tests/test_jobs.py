@@ -116,6 +116,27 @@ def test_cancel_takes_effect_before_the_next_event_and_closes_the_generator(regi
     assert job.state is State.CANCELLED
 
 
+def test_a_paused_job_that_is_cancelled_is_live_until_it_has_ended(registry: Registry) -> None:
+    closing = threading.Event()
+
+    def work() -> Iterator[Any]:
+        try:
+            yield from count(2)
+        finally:
+            assert closing.wait(30)
+
+    job = registry.submit("slow to close", work, "cpu", paused=True)
+    job.step()
+    assert job.wait(State.PAUSED) and not job.snapshot().live
+    job.cancel()
+    view = job.snapshot()
+    assert view.state is State.PAUSED and view.stopping and view.live
+    closing.set()
+    assert job.wait(State.CANCELLED)
+    view = job.snapshot()
+    assert not view.stopping and not view.live
+
+
 @pytest.mark.parametrize("paused", [True, False])
 def test_a_job_that_never_began_can_be_cancelled(registry: Registry, paused: bool) -> None:
     gate = threading.Event()

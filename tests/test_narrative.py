@@ -53,6 +53,19 @@ def test_group_stories_follow_the_steps_of_the_algorithm() -> None:
     assert small.headline == "Not kept" and "only the 4th of the 4 channels compared" in small.reason
 
 
+def test_where_every_group_is_a_candidate_the_story_says_that_all_were_compared() -> None:
+    only = iteration(1, tuple(range(6)), (5,), converged=True)
+    begun = started(6, 1, decides=True, kind="head")
+    stays, goes = (stories.group_story(group, [only], 1, begun) for group in (5, 3))
+    assert (
+        stays.reason
+        == "Every head was compared; by hidden sum it is the 1st of 6 heads; only the first stays."
+    )
+    assert goes.reason == (
+        "Every head was compared; by hidden sum it is only the 3rd of 6 heads; only the first stays."
+    )
+
+
 def test_a_selected_group_that_is_no_candidate_any_more() -> None:
     later = iteration(2, (0, 1), (2, 3), before=(2, 3))
     story = stories.group_story(3, [FIRST, later], 2, started(6, 2))
@@ -198,9 +211,15 @@ def test_where_every_group_is_a_candidate_one_iteration_decides(name: str) -> No
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        (0.412, 0.058, "Re-fit at the end, asymmetric: error 0.412 → 0.058 of its target, 86 % less."),
-        (0.4, 0.0001, "Re-fit at the end, asymmetric: error 0.400 → 0.0001 of its target, over 99 % less."),
-        (0.4, 0.4, "Re-fit at the end, asymmetric: error stays at 0.400 of its target."),
+        (0.152, 0.058, "Re-fit at the end, asymmetric: error 0.152 → 0.058 of its target, 62 % less."),
+        (0.15, 0.0001, "Re-fit at the end, asymmetric: error 0.150 → 0.0001 of its target, over 99 % less."),
+        (0.15, 0.15, "Re-fit at the end, asymmetric: error stays at 0.150 of its target."),
+        (
+            0.412,
+            0.058,
+            "Re-fit at the end, asymmetric: error 0.412 → 0.058 of its target, 86 % less. "
+            "What is above the residual comes from the blocks before.",
+        ),
         (None, None, ""),
     ],
 )
@@ -272,6 +291,14 @@ def test_the_same_warning_of_several_blocks_is_said_once() -> None:
 def test_rounding_down_to_a_whole_group_is_no_remark() -> None:
     blocks = [{"name": "a", "groups": 16, "kept": 6}]
     assert narrative.remarks({**REPORT, "blocks": blocks}, 0.4) == []
+
+
+def test_a_ratio_that_moved_by_less_than_a_tenth_is_no_remark() -> None:
+    """A hundredth is much for a small ratio and nothing for a large one."""
+    slightly = [{"name": "a", "groups": 1000, "kept": 508}]
+    assert narrative.remarks({**REPORT, "blocks": slightly}, 0.5) == []
+    (said,) = narrative.remarks({**REPORT, "blocks": [{"name": "a", "groups": 1000, "kept": 24}]}, 0.02)
+    assert "a keeps 24 of 1,000" in said
 
 
 def test_what_was_shared_out_was_not_rounded() -> None:

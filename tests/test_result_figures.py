@@ -25,7 +25,8 @@ def test_blocks_figure_shows_the_re_fit_and_takes_a_log_scale_where_it_must() ->
     assert [trace.name for trace in figure.data if trace.name] == [
         "error before the re-fit", "error after the re-fit", "drift from the dense network",
     ]  # fmt: skip
-    assert figure.layout.yaxis.type == "log"
+    assert figure.layout.yaxis.type == "log" and figure.layout.yaxis.title.text.endswith("log scale")
+    assert "log" not in figures.blocks_figure([one]).layout.yaxis.title.text
     assert figures.blocks_info([pruned(None, None)]).before is None
 
 
@@ -33,6 +34,9 @@ def test_comparison_figure_is_per_cent_of_dense() -> None:
     dense, pruned = figures.comparison_figure(REPORT).data
     assert list(dense.x) == [100, 100] and list(pruned.y) == ["parameters", "MACs"]
     assert pruned.x == pytest.approx([51.85, 51.22], abs=0.01)
+    for dark in (False, True):  # the bar is light on a dark page
+        bar = figures.comparison_figure(REPORT, dark).data[1]
+        assert (bar.insidetextfont.color < "#8") == dark
 
 
 def test_latency_figure_reaches_to_the_95th_percentile() -> None:

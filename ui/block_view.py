@@ -88,7 +88,9 @@ def _iteration(block: BlockView, live: bool, elsewhere: bool) -> int:
         if elsewhere:
             _follow()
         if live or newest == 1:
-            st.caption(f"iteration {newest}" + ("" if live else ", the only one"), width="content")
+            assert block.started is not None
+            only = not live and (block.pruned is not None or block.started.one_iteration_decides)
+            st.caption(f"iteration {newest}" + (", the only one" if only else ""), width="content")
             return newest
         key = f"look_t_{block.block.name}"
         if st.session_state.get(key) not in range(1, newest + 1):
@@ -120,7 +122,8 @@ def _sentence(block: BlockView, t: int, settings: RunSettings) -> None:
         block.trace[t - 1], previous, block.started, settings.candidate_factor, settings.selector
     )
     refit = narrative.refit_sentence(block.pruned)
-    with st.container(height=58 if settings.reconstruct == "none" else 84, border=False, key="sentence"):
+    height = {"none": 58, "symmetric": 84}.get(settings.reconstruct, 110)
+    with st.container(height=height, border=False, key="sentence"):
         st.markdown(f"{words}  \n{refit}" if refit else words)
     for note in block.pruned.notes if block.pruned else ():
         st.warning(note)

@@ -23,10 +23,8 @@ def draw(chosen: Chosen, locked: bool, problems: list[str]) -> dict[str, Any]:
     """What a newcomer may leave alone: folded away, with its values in the line that unfolds it."""
     state, kept = st.session_state, st.session_state.panel_values
     own = sources.is_own()
-    sample = "" if own else zoo.card(chosen.model).dataset
-    # Which data a sample model gets is asked further down; the state knows it already.
-    most = library.sample_count(sample) if sample and not state.data else None
-    state.setdefault("samples", kept["samples"] if _same_examples(chosen, kept) else most or FEW)
+    most = _most(chosen)
+    state.setdefault("samples", kept["samples"] if _same_examples(chosen, kept) else usual_samples(chosen))
     facts = models.known(chosen.source) if chosen.source else None
     with st.expander(_in_short(facts), key="finer", type="compact"):
         if not own:
@@ -82,6 +80,18 @@ def draw(chosen: Chosen, locked: bool, problems: list[str]) -> dict[str, Any]:
         "candidate_factor": factor, "device": device, "allocation": allocation, "recalibrate": recalibrate,
         "kinds": kinds, "hidden_sum": state.hidden_sum, **whole,
     }  # fmt: skip
+
+
+def usual_samples(chosen: Chosen) -> int:
+    """How many calibration samples this model begins with."""
+    return _most(chosen) or FEW
+
+
+def _most(chosen: Chosen) -> int | None:
+    """How many samples there are at most, where that is known."""
+    # Which data a sample model gets is asked further down; the state knows it already.
+    sample = "" if sources.is_own() else zoo.card(chosen.model).dataset
+    return library.sample_count(sample) if sample and not st.session_state.data else None
 
 
 def _same_examples(chosen: Chosen, kept: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from ispasp import figures, narrative, zoo
 from ispasp.errors import ISpaSPError
-from ispasp.models import ModelSource
+from ispasp.models import RANDOM, ModelSource
 from ispasp.run_settings import RunSettings
 from ispasp.vocabulary import example_word
 from ui import models, style
@@ -27,6 +27,14 @@ def headline(settings: RunSettings | None, report: dict[str, Any] | None) -> Non
     """
     example = example_word(settings.data_source()) if settings else "image"
     source = settings.model_source() if settings else None
+    if (
+        settings
+        and source
+        and not report
+        and not models.reads(source)
+        and settings.data_source().kind == "noise"
+    ):
+        example = "example"  # not read yet, so nobody knows what it reads
     parameters, macs = _costs(source)
     dense = {
         "Parameters": (parameters, "dense model", HELP["parameters"]),
@@ -34,27 +42,31 @@ def headline(settings: RunSettings | None, report: dict[str, Any] | None) -> Non
         "Accuracy": ("–", "known after the run", HELP["accuracy_own"]),
         "Agreement": ("–", "known after the run", HELP["agreement"]),
     }
-    over = ""
+    over: dict[str, str] = {}
+    found = {row.label: row for row in narrative.comparisons(report, example)} if report else {}
     if report:
         shipped = "shipped " if settings and settings.data_source().kind == "sample" else ""
-        over = f", {report['examples']:,} {shipped}test {example.split()[-1]}s"
+        tested = f", {report['examples']:,} {shipped}test {example.split()[-1]}s"
+        over = {label: tested for label in ("Accuracy", "Agreement") if label in found}
         dense["Accuracy"] = ("unknown", "no labels that fit the model", HELP["accuracy_own"])
     elif settings and source and source.kind == "sample" and not (source.weights or settings.data):
         card = zoo.card(source.name)
         dense["Accuracy"] = (narrative.percent(card.accuracy_test), "dense model", HELP["accuracy_card"])
-        over = f", {card.test_examples:,} test {example.split()[-1]}s"
-    found = {row.label: row for row in narrative.comparisons(report, example)} if report else {}
+        over = {"Accuracy": f", {card.test_examples:,} test {example.split()[-1]}s"}
     for column, (label, (value, note, help)) in zip(st.columns(4), dense.items(), strict=True):
         row = found.get(label)
-        title = f"{label}{over}" if label == "Accuracy" else label
+        title = label + over.get(label, "")
         with column:
             if row is None:
                 st.metric(title, value, note, delta_color="off", delta_arrow="off", help=help, border=True)
             else:
+                said = f"{row.change}{f', dense {row.dense}' if row.dense else ''}"
+                if label == "Agreement" and settings and settings.weights == RANDOM:
+                    said = "random weights: means nothing"
                 st.metric(
                     title,
                     row.pruned,
-                    f"{row.change}{f', dense {row.dense}' if row.dense else ''}",
+                    said,
                     delta_color="off" if row.better is None else "green" if row.better else "red",
                     delta_arrow="off",
                     help=HELP["accuracy"] if label == "Accuracy" else help,

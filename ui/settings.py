@@ -12,9 +12,10 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator as Place
 from streamlit.errors import StreamlitAPIException
 
-from ispasp import zoo
+from ispasp import selectors, zoo
 from ispasp.errors import ISpaSPError, listing
 from ispasp.run_settings import KINDS, RunSettings
+from ispasp.settings import ALLOCATIONS, HIDDEN_SUMS, RECONSTRUCTIONS
 from ui import finer, library, method, models, session, sources, words
 from ui.sources import Chosen
 from ui.words import HELP, MODEL_KINDS
@@ -128,6 +129,7 @@ def _begin() -> None:
     kept: dict[str, Any] = state.setdefault("panel_values", {})
     if new and "model" not in state:
         _from_address()
+        _plain_from_address()
     for key, value in sources.DEFAULTS.items():
         state.setdefault(key, kept.get(key, value))
     for key in _PLAIN:
@@ -165,19 +167,41 @@ def _from_address() -> None:
         )
 
 
+def _plain_from_address() -> None:
+    """The other settings that the address names; what no widget could hold is left out."""
+    choices = {
+        "selector": selectors.names(), "reconstruct": RECONSTRUCTIONS, "allocation": ALLOCATIONS,
+        "hidden_sum": HIDDEN_SUMS, "device": library.devices(),
+    }  # fmt: skip
+    for key in ("samples", *_PLAIN):
+        text = st.query_params.get(key, "")
+        usual = getattr(_DEFAULT, key)
+        if key in choices:
+            if text in choices[key]:
+                st.session_state[key] = text
+        elif isinstance(usual, bool):
+            if text in ("True", "False"):
+                st.session_state[key] = text == "True"
+        elif re.fullmatch(r"\d{1,9}", text) or (
+            key == "candidate_factor" and re.fullmatch(r"\d{1,9}\.\d{1,9}", text)
+        ):
+            st.session_state[key] = float(text) if key == "candidate_factor" else int(text)
+
+
 def _end(chosen: Chosen) -> None:
     """Remember the values, which Streamlit forgets while another page is shown; and put them in the address."""
     kept = st.session_state.panel_values
     keys = (*sources.DEFAULTS, "keep", "samples", "kinds", *_PLAIN)
     kept |= {key: st.session_state[key] for key in keys}
     kept["samples_of"] = (chosen.model, chosen.data)
-    usual = {"model": library.FIRST_MODEL, "weights": "", "data": ""}
-    for key in _ADDRESS:
-        value = getattr(chosen, key)
-        if value in ("", usual[key]):
+    usual = {"model": library.FIRST_MODEL, "weights": "", "data": "", "samples": finer.usual_samples(chosen)}
+    usual |= {key: getattr(_DEFAULT, key) for key in _PLAIN}
+    for key, value in usual.items():
+        now = getattr(chosen, key) if key in _ADDRESS else st.session_state[key]
+        if now in ("", None, value):
             st.query_params.pop(key, None)
-        elif st.query_params.get(key) != value:
-            st.query_params[key] = value
+        elif st.query_params.get(key) != str(now):
+            st.query_params[key] = str(now)
 
 
 def panel(locked: bool) -> Draft:

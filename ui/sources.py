@@ -211,9 +211,9 @@ def _published(name: str, chosen: Chosen, locked: bool) -> None:
             "checkpoint file, or take random weights, with which accuracy means nothing."
         )
         with st.container(horizontal=True, gap="small"):
-            st.button("Use random weights", key="use_random", on_click=session.put, args=("weights", RANDOM))
             st.button("Give a file", key="use_file", on_click=session.put, args=("weights", FILE))
-            st.button("Try again", key="try_again", on_click=models.reachable.clear, type="tertiary")
+            st.button("Use random weights", key="use_random", on_click=session.put, args=("weights", RANDOM))
+            st.button("Try again", key="try_again", on_click=models.reachable.clear)
     else:
         st.caption(f"{size}, fetched once, when the run starts.")
 
@@ -279,6 +279,8 @@ def _data(reads: str, own: str, chosen: Chosen, locked: bool) -> None:
                     "image": ", the sample images, or noise to look at sizes and speed alone.",
                     "own": ".",
                 }.get(reads, ", or the sample ones.")
+                if reads
+                else "Choose data to calibrate with, or read the model first to see what it takes."
             )
             if reads == "image" and not locked:
                 with st.container(horizontal=True, gap="small"):

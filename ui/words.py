@@ -36,7 +36,7 @@ HELP = {
     "hidden_sum": "The hidden sum, by which Algorithm 1 ranks the candidates, is the paper's for activations that "
     "are never negative (ReLU). Behind GELU or in attention they may be, and a plain sum lets positive and negative "
     "values cancel out: absolute adds their sizes, signed is the paper's sum as it stands.",
-    "keep": "The kept fraction of every block's groups (channels or neurons), above 0 and up to 1. "
+    "keep": "The kept fraction of every block's groups (channels, neurons or attention heads), above 0 and up to 1. "
     "0.5 keeps half of them.",
     "blocks": "A block is a layer whose outputs can be removed (the producer) and the layer that reads them "
     "(the consumer). Give single blocks a keep ratio of their own; empty means the common one.",
@@ -56,7 +56,8 @@ HELP = {
     "iterations": "T in Algorithm 1: the most iterations per block. It stops earlier, with the same result, "
     "once the selected set repeats. The paper uses 20. i-SpaSP and CoSaMP use it.",
     "multiple": "Kept groups are rounded to a multiple of this. Fast kernels like multiples of 8; "
-    "1 gives the paper's exact counts.",
+    "1 gives the paper's exact counts. A head of attention is many features at once, so "
+    "heads are usually counted one by one.",
     "samples": "How many calibration examples are used. More give steadier choices and take longer.",
     "evaluation": "On how many examples accuracy and agreement are measured, at most. They are never among the "
     "calibration samples. Fewer save time with large models.",

@@ -109,7 +109,7 @@ def test_from_the_first_visit_to_the_downloaded_file(
         "Parameters",
         "MACs per image",
         "Accuracy, 1,000 shipped test images",
-        "Agreement",
+        "Agreement, 1,000 shipped test images",
     ]
     assert re.search(r"−\d+ %, dense 0\.272 M", figures.nth(0).inner_text())
     shoot(page, "4_finished_light_1280")

@@ -76,3 +76,13 @@ def test_heads_and_neurons_of_sentence_pairs(visit: Visit, shoot: Shoot, check_a
     wait_for(page, page, "Its weights")
     shoot(page, "23_sentence_pairs_dark_1280")
     check_access(page)
+
+
+def test_stop_while_paused_ends_without_a_reload(visit: Visit) -> None:
+    page = visit("/?model=torchvision:squeezenet1_1&weights=random&data=noise")
+    wait_for(page, status(page), "Ready")
+    button(page, "Step").click()
+    wait_for(page, status(page), "Paused")
+    button(page, "Stop").click()
+    wait_for(page, status(page), "Stopped.*nothing was saved")
+    assert page.get_by_text("Settings are locked").count() == 0
