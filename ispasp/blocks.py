@@ -13,7 +13,7 @@ from ispasp.errors import ModelError, SettingError, listing
 from ispasp.graph import CONSUMERS, CONVOLUTIONS, Traced, ancestors, descendants, trace
 from ispasp.layouts import MOVING, RESHAPING, Layout, RefusedError, shape_of, tokens_first
 from ispasp.owners import Owners
-from ispasp.records import Block, Cut
+from ispasp.records import Block, Blocks, Cut
 from ispasp.walk import ELEMENTWISE, POOLING, POSITIVE, Walk, convolution_groups
 
 aten = torch.ops.aten
@@ -54,7 +54,7 @@ def find(traced: Traced) -> list[Block]:
         if block.name not in blocks and block.name not in covered:
             blocks[block.name] = block
             covered.update(block.producers, block.riders)
-    return list(blocks.values())
+    return Blocks(blocks.values())
 
 
 def chosen(blocks: Iterable[Block], names: Iterable[str] | None) -> list[Block]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,38 +99,56 @@ def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Dense against pruned predictions over the same examples.
+class Predictions:
+    """What the dense and the pruned model predict for the same examples; counts every token where each has a class.
 
     Attributes:
-        examples: how many.
-        accuracy_before: top-1 accuracy of the dense model in [0, 1]; None without labels.
-        accuracy_after: the same of the pruned model.
-        agreement: share of examples for which both predict the same class; None where nothing was
-            measured.
+        dense, pruned: (n,) int32 on the CPU, top-1 classes.
+        labels: (n,) int32 on the CPU, the true classes; None where they are unknown.
     """
 
-    examples: int
-    accuracy_before: float | None
-    accuracy_after: float | None
-    agreement: float | None
+    dense: Tensor = field(repr=False)
+    pruned: Tensor = field(repr=False)
+    labels: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def agreement(self) -> float:
+        """Share of examples for which both predict the same class."""
+        return _share(self.dense == self.pruned)
+
+    @property
+    def accuracy_before(self) -> float | None:
+        """Top-1 accuracy of the dense model in [0, 1]; None without labels."""
+        return None if self.labels is None else _share(self.dense == self.labels)
+
+    @property
+    def accuracy_after(self) -> float | None:
+        """The same of the pruned model."""
+        return None if self.labels is None else _share(self.pruned == self.labels)
 
 
-UNMEASURED = Comparison(examples=0, accuracy_before=None, accuracy_after=None, agreement=None)
+def _share(true: Tensor) -> float:
+    return true.double().mean().item()
 
 
-def compare(before: Sequence[Tensor], after: Sequence[Tensor], batches: Sequence[Batch]) -> Comparison:
-    """Compare top-1 predictions (one (N,) tensor per batch) of the dense and the pruned model."""
-    dense, pruned = torch.cat([p.flatten() for p in before]), torch.cat([p.flatten() for p in after])
-    labelled = all(batch.labels is not None and batch.labels.ndim == 1 for batch in batches)
-    accuracy_before = accuracy_after = None
-    if labelled:
-        labels = torch.cat([batch.labels.cpu() for batch in batches if batch.labels is not None])
-        if len(labels) == len(dense):
-            accuracy_before = (dense == labels).double().mean().item()
-            accuracy_after = (pruned == labels).double().mean().item()
-    agreement = (dense == pruned).double().mean().item()
-    return Comparison(len(dense), accuracy_before, accuracy_after, agreement)
+def compare(dense: Sequence[Tensor], pruned: Sequence[Tensor], batches: Sequence[Batch]) -> Predictions:
+    """Put together what ``predictions`` gave for the dense and the pruned model on ``batches``."""
+    before, after = (torch.cat([p.flatten() for p in parts]).int() for parts in (dense, pruned))
+    labels = None
+    if all(batch.labels is not None and batch.labels.ndim == 1 for batch in batches):
+        labels = torch.cat([batch.labels.cpu() for batch in batches if batch.labels is not None]).int()
+    fits = labels is not None and len(labels) == len(before)
+    return Predictions(before, after, labels if fits else None)
+
+
+def report(predictions: Predictions | None) -> dict[str, Any]:
+    """The entries of a run's report about them; all None where nothing was measured."""
+    return {
+        "examples": len(predictions.dense) if predictions else 0,
+        "accuracy_before": predictions.accuracy_before if predictions else None,
+        "accuracy_after": predictions.accuracy_after if predictions else None,
+        "agreement": predictions.agreement if predictions else None,
+    }
 
 
 def count_parameters(model: nn.Module) -> int:

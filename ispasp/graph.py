@@ -62,6 +62,19 @@ class Traced:
         whole = sympy.prod(sizes)
         return int(whole.subs(dict.fromkeys(whole.free_symbols, 1)))
 
+    def live_bytes(self) -> int:
+        """Memory of all values of one example, at the point of the execution where that is largest."""
+        live: dict[fx.Node, int] = {}
+        most = 0
+        for node in self.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and node not in self.fixed:
+                live[node] = self.per_example(node) * value.element_size()
+            most = max(most, sum(live.values()))
+            for dead in self.last_used.get(node, ()):
+                live.pop(dead, None)
+        return most
+
     def cost(self, node: fx.Node) -> float:
         """Rough work of one node for one example, in multiply-adds; used for progress only."""
         value = node.meta.get("val")

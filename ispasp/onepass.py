@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 from ispasp import masking, padding, reconstruct, selectors, statistics, surgery, targets
 from ispasp.algorithm import candidate_count
 from ispasp.calibration import Batch
-from ispasp.graph import Traced
+from ispasp.errors import RunError
 from ispasp.reconstruct import Refit
 from ispasp.records import Block, BlockPruned, BlockStarted, Event, Iteration, Progress
+from ispasp.reference import Reference
 from ispasp.residual import squared_norm
 from ispasp.settings import PruneSettings
 from ispasp.statistics import Statistics
@@ -27,149 +28,186 @@ from ispasp.targets import Role
 SAMPLE_EXAMPLES = 4  # examples of each hidden representation that an inspector can show
 
 
-@dataclass
-class OnePass:
-    """One execution of a traced model.
+@dataclass(frozen=True)
+class BlockDone:
+    """All that a finished block leaves behind, so that a run can go on from there.
 
     Attributes:
-        traced: the dense model; nodes may be reordered so that shortcuts are known in time.
+        started, trace, pruned: its events.
+        refits: the new weights of each consumer; none without a re-fit.
+    """
+
+    started: BlockStarted
+    trace: tuple[Iteration, ...]
+    pruned: BlockPruned
+    refits: tuple[Refit, ...]
+
+
+@dataclass
+class OnePass:
+    """One execution of a traced model beside the dense one, pruning it.
+
+    Attributes:
+        reference: the dense network; the caller takes it to a block before ``prune_block`` is called for it.
         plan: the blocks to prune, in network order, and how many groups each keeps.
         settings: how.
-        batches: all calibration data, on the model's device; the streams may overwrite it.
-        probe: the examples of the first batch once more, for the dense stream where it needs no others.
+        batches: all calibration data, on the model's device; the stream may overwrite it.
         scores: importance per block name that was measured on the dense model beforehand.
         clock: seconds of work so far.
         progress: accounts for work, in examples times ``Traced.cost``, and says so now and then.
+        known: blocks, from the first on, that an earlier execution has finished: taken over as they are.
     """
 
-    traced: Traced
+    reference: Reference
     plan: Sequence[tuple[Block, int]]
     settings: PruneSettings
     batches: list[Batch]
-    probe: Batch
     scores: Mapping[str, Tensor]
     clock: Callable[[], float]
     progress: Callable[[float, str], Iterator[Progress]]
-    trace: list[Iteration] = field(default_factory=list)
-    blocks_started: list[BlockStarted] = field(default_factory=list)
-    blocks_pruned: list[BlockPruned] = field(default_factory=list)
+    known: Sequence[BlockDone] = ()
+    done: list[BlockDone] = field(default_factory=list)
     # What to do to the dense module, in this order, to have the pruned one.
     edits: list[Callable[[nn.Module], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.by_name = {node.name: node for node in self.traced.nodes}
-        blocks = [block for block, _ in self.plan]
-        reads = {self.by_name[name]: self.by_name[block.reads[0]] for block in blocks for name in block.reads}
-        examples = [self.probe]
-        if self.settings.reconstruct == "asymmetric":
-            apart = {*reads, *(self.by_name[block.hidden] for block in blocks)}
-            self.traced, self.roles = targets.roles(self.traced, reads, apart)
-            examples = self.batches
-        else:
-            self.roles = {read: targets.role(read, self.traced) for read in reads}
-        self.traced = masking.hold(self.traced, blocks)
+        self.traced, self.roles = self.reference.traced, self.reference.roles
+        self.dense, self.by_name = self.reference.dense, self.reference.by_name
         self.changed: set[fx.Node] = set()  # what differs between the dense and the pruned network
-        self.dense = Stream(self.traced, [batch.copy() for batch in examples])
         self.pruned = Stream(self.traced, self.batches)
+        self._nodes = iter(self.traced.nodes)
+        self._reads = {self.by_name[block.reads[0]] for block, _ in self.plan}
 
-    def events(self) -> Iterator[Event]:
-        """Prune block after block; afterwards ``edits`` and ``outputs`` are complete."""
-        at = {block.reads[0]: index for index, (block, _) in enumerate(self.plan)}
-        for node in self.traced.nodes:
-            index = at.get(node.name)
+    @property
+    def trace(self) -> list[Iteration]:
+        """The iterations of all finished blocks."""
+        return [iteration for block in self.done for iteration in block.trace]
+
+    def prune_block(self, index: int) -> Iterator[Event]:
+        """Execute up to a block's first consumer, with ``index`` rising by one at each call, and prune it."""
+        block, _ = self.plan[index]
+        first = self.by_name[block.reads[0]]
+        for node in self._nodes:
+            if node is not first:
+                yield from self._execute(node)
+                continue
             began = self.clock()
-            refits: list[tuple[Role, Refit]] = []
-            if index is not None:
-                refits = yield from self._prune_block(index)
-            elif self.settings.recalibrate and not self.changed.isdisjoint(node.all_input_nodes):
-                self._recalibrate(node)
-            if node in self.pruned.narrowed or not self.changed.isdisjoint(node.all_input_nodes):
-                self.changed.add(node)
-            cost = self.traced.cost(node)
-            for number, _ in enumerate(self.dense.run(node)):
-                if len(self.dense.batches) > 1:
-                    yield from self.progress(cost * self.dense.batches[number], "streaming the dense network")
-            replaced = node in self.pruned.ready
-            for number, _ in enumerate(self.pruned.run(node)):
-                yield from self.progress(cost * self.pruned.batches[number], "streaming the calibration data")
-            if replaced:
-                yield from self.progress(cost * sum(self.pruned.batches), "streaming the calibration data")
-            if index is not None:
-                drift = self._drift(index, node)
-                yield self._block_pruned(index, drift, self.clock() - began, refits)
-            if node.op != "output":
-                self.dense.free(node)
-                self.pruned.free(node)
+            started, trace, refits = yield from self._prune(index)
+            yield from self._execute(node)
+            drift = self._drift(index, node)
+            self.pruned.free(node)
+            if index < len(self.known):
+                event = self.known[index].pruned
+            else:
+                event = self._block_pruned(index, trace[-1], drift, self.clock() - began, refits)
+            self.done.append(BlockDone(started, tuple(trace), event, tuple(refit for _, refit in refits)))
+            yield event
+            return
+
+    def finish(self) -> Iterator[Event]:
+        """Execute what is behind the last block; afterwards ``edits`` and ``outputs`` are complete."""
+        for node in self._nodes:
+            yield from self._execute(node)
+
+    def _execute(self, node: fx.Node) -> Iterator[Event]:
+        if self.settings.recalibrate and not self.changed.isdisjoint(node.all_input_nodes):
+            self._recalibrate(node)
+        if node in self.pruned.narrowed or not self.changed.isdisjoint(node.all_input_nodes):
+            self.changed.add(node)
+        cost = self.traced.cost(node)
+        replaced = node in self.pruned.ready
+        for number, _ in enumerate(self.pruned.run(node)):
+            yield from self.progress(cost * self.pruned.batches[number], "streaming the calibration data")
+        if replaced:
+            yield from self.progress(cost * sum(self.pruned.batches), "streaming the calibration data")
+        if node.op != "output" and node not in self._reads:
+            self.pruned.free(node)
 
     def outputs(self) -> list[Tensor]:
         """What the masked network returns for the first batch."""
         return self.pruned.outputs(0)
 
-    def _prune_block(self, index: int) -> Generator[Event, None, list[tuple[Role, Refit]]]:
+    def _prune(
+        self, index: int
+    ) -> Generator[Event, None, tuple[BlockStarted, list[Iteration], list[tuple[Role, Refit]]]]:
         """Select this block's groups on the pruned stream, whose consumers then read them alone."""
         block, kept = self.plan[index]
         settings, stream = self.settings, self.pruned
+        known = self.known[index] if index < len(self.known) else None
         scores = self.scores.get(block.name)
         collected = statistics.collect_at(
             block, self.traced, stream, settings.hidden_sum == "absolute", scores
         )
-        consumers = collected.consumers
-        candidates = candidate_count(block.groups, kept, settings.candidate_factor)
-        hidden = stream.values[self.by_name[block.hidden]][0]
+        if known:
+            _check_same(known, collected)
+        started = known.started if known else self._started(index, collected)
+        yield started
+        trace: list[Iteration] = []
+        for iteration in known.trace if known else self._choose(collected, kept):
+            if known:  # the same sums in the same order, so that what follows is the same to the last bit
+                collected.output.select(collected.mask(iteration.selected))
+            trace.append(iteration)
+            yield iteration
+        self.edits.append(partial(surgery.slice_block, block=block, selected=trace[-1].selected))
+        selected = collected.mask(trace[-1].selected)
+        masking.regate(self.traced, stream, collected, selected)
+        refits: list[tuple[Role, Refit]] = []
+        if settings.reconstruct != "none":
+            yield from self.progress(0.0, f"re-fitting {block.consumer}")
+            refits = [
+                self._refit(collected, number, selected, known.refits[number] if known else None)
+                for number in range(len(collected.consumers))
+            ]
+        for number in range(len(collected.consumers)):
+            masking.narrow(stream, collected, number, selected, refits[number][1] if refits else None)
+        return started, trace, refits
+
+    def _choose(self, collected: Statistics, kept: int) -> Iterator[Iteration]:
+        return selectors.get(self.settings.selector)(collected, kept, self.settings.for_selector())
+
+    def _started(self, index: int, collected: Statistics) -> BlockStarted:
+        block, kept = self.plan[index]
+        candidates = candidate_count(block.groups, kept, self.settings.candidate_factor)
+        hidden = self.pruned.values[self.by_name[block.hidden]][0]
         if block.tokens_first:
-            whole = hidden.unflatten(0, (-1, stream.batches[0])) if hidden.ndim == 2 else hidden
+            whole = hidden.unflatten(0, (-1, self.pruned.batches[0])) if hidden.ndim == 2 else hidden
             hidden = whole.transpose(0, 1)
-        started = BlockStarted(
+        return BlockStarted(
             block=block,
             index=index,
             total=len(self.plan),
             keep_groups=kept,
             one_iteration_decides=candidates == block.groups,
-            sample=_sample(hidden, block, consumers[0].feature_dim),
+            sample=_sample(hidden, block, collected.consumers[0].feature_dim),
         )
-        self.blocks_started.append(started)
-        yield started
-        choose = selectors.get(settings.selector)
-        for iteration in choose(collected, kept, settings.for_selector()):
-            self.trace.append(iteration)
-            yield iteration
-        self.edits.append(partial(surgery.slice_block, block=block, selected=self.trace[-1].selected))
-        selected = collected.mask(self.trace[-1].selected)
-        masking.regate(self.traced, stream, collected, selected)
-        refits: list[tuple[Role, Refit]] = []
-        if settings.reconstruct != "none":
-            yield from self.progress(0.0, f"re-fitting {block.consumer}")
-            refits = [self._refit(collected, number) for number in range(len(consumers))]
-        for number in range(len(consumers)):
-            masking.narrow(stream, collected, number, selected, refits[number][1] if refits else None)
-        return refits
 
     @torch.no_grad()
-    def _refit(self, collected: Statistics, number: int) -> tuple[Role, Refit]:
+    def _refit(
+        self, collected: Statistics, number: int, selected: Tensor, known: Refit | None
+    ) -> tuple[Role, Refit]:
         """Re-fit one consumer; its outputs in ``collected`` become those of the new weights."""
         block, consumer = collected.block, collected.consumers[number]
         role, outputs = self.roles[consumer.node], collected.output.kept[number]
-        missing = collected.output.lost[number]
-        if self.settings.reconstruct == "asymmetric":
-            dense = self.dense.values[self.by_name[block.hidden]]
-            self.dense.replace(
-                consumer.node, [consumer.add_bias(consumer(batch), self.dense.fixed) for batch in dense]
-            )
-            if not role.problem:
+        home = targets.home_of_intercept(consumer.node, role, self.traced)
+        if known is None:
+            missing = collected.output.lost[number]
+            if self.settings.reconstruct == "asymmetric" and not role.problem:
                 missing = targets.dense_target(
                     consumer, role, self.dense, self.pruned, outputs, collected.rows
                 )
-        home = targets.home_of_intercept(consumer.node, role, self.traced)
-        result = reconstruct.refit(
-            consumer,
-            collected.hidden,
-            collected.mask(self.trace[-1].selected),
-            block.group_size,
-            outputs,
-            missing,
-            intercept=bool(home),
-            known=None if block.gates else collected.known_gram(number),
-        )
+            result = reconstruct.refit(
+                consumer,
+                collected.hidden,
+                selected,
+                block.group_size,
+                outputs,
+                missing,
+                intercept=bool(home),
+                known=None if block.gates else collected.known_gram(number),
+            )
+        else:
+            result = known.to(outputs[0].device)
+            reconstruct.apply(consumer, collected.hidden, selected, block.group_size, outputs, result)
         name = block.consumers[number]
         self.edits.append(
             partial(surgery.refit, name=name, weight=result.weight, intercept=result.intercept, home=home)
@@ -201,9 +239,8 @@ class OnePass:
             self.edits.append(partial(surgery.recalibrate, name=name, shift=shift, variance=variance))
 
     def _block_pruned(
-        self, index: int, drift: float, seconds: float, refits: Sequence[tuple[Role, Refit]]
+        self, index: int, last: Iteration, drift: float, seconds: float, refits: Sequence[tuple[Role, Refit]]
     ) -> BlockPruned:
-        last = self.trace[-1]
         problems = {role.problem for role, _ in refits if role.problem}
         asked = self.settings.reconstruct if refits else "none"
         fallen_back = asked == "asymmetric" and bool(problems)
@@ -217,8 +254,8 @@ class OnePass:
         def share(errors: Sequence[float]) -> float | None:
             return sum(errors) / energy if energy > 0 else 0.0 if refits else None
 
-        event = BlockPruned(
-            block=self.blocks_started[-1].block,
+        return BlockPruned(
+            block=self.plan[index][0],
             index=index,
             selected=last.selected,
             iterations=last.t,
@@ -230,8 +267,22 @@ class OnePass:
             error_after=share([refit.after for _, refit in refits]),
             notes=(*notes, *dict.fromkeys(note for _, refit in refits for note in refit.notes)),
         )
-        self.blocks_pruned.append(event)
-        return event
+
+
+def _check_same(known: BlockDone, collected: Statistics) -> None:
+    """Make sure that an interrupted run goes on with the model and the data that it began with.
+
+    Raises:
+        RunError: the sums of the hidden representation are others.
+    """
+    before, now = known.trace[0].hidden_sum, collected.hidden_sum.cpu().double()
+    if before.shape != now.shape or not torch.allclose(
+        before, now, rtol=1e-3, atol=1e-3 * float(now.abs().max())
+    ):
+        raise RunError(
+            f"The interrupted run cannot go on: at block {collected.block.name} the model or the data are not those "
+            "it began with. Discard it and run again."
+        )
 
 
 def _sample(hidden: Tensor, block: Block, feature_dim: int) -> Tensor:

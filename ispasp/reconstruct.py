@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Refit:
         before: ||T - A_S(H_S)||_F^2 with the old weights.
         after: the same with the new ones, measured on the data; never larger.
         notes: warnings, a sentence each.
+        change: what was added to the old weights, in the precision of the outputs; None where they stay.
 
     A target that is not finite (masks of -inf are added behind the layer, say) leaves the old weights; the
     errors and the energy are then 0, and a note says so.
@@ -59,6 +60,13 @@ class Refit:
     before: float
     after: float
     notes: tuple[str, ...]
+    change: Tensor | None = None
+
+    def to(self, device: torch.device) -> Refit:
+        """The same on ``device``."""
+        intercept = None if self.intercept is None else self.intercept.to(device)
+        change = None if self.change is None else self.change.to(device)
+        return replace(self, weight=self.weight.to(device), intercept=intercept, change=change)
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,28 @@ def refit(
         old += step
         part -= step
     new = (weight.to(change.dtype) + change).to(weight.dtype)
-    return Refit(new, shift.to(outputs[0].dtype) if intercept else None, energy, before, after, notes)
+    shift = shift.to(outputs[0].dtype)
+    return Refit(new, shift if intercept else None, energy, before, after, notes, change)
+
+
+def apply(
+    consumer: Consumer,
+    hidden: Sequence[Tensor],
+    selected: Tensor,
+    group_size: int,
+    outputs: Sequence[Tensor],
+    refit: Refit,
+) -> None:
+    """Bring ``outputs`` up to date with an earlier re-fit, in place, to the last bit as ``refit`` did.
+
+    Arguments as in ``refit``.
+    """
+    if refit.change is None:
+        return
+    index = features(selected.nonzero().flatten(), group_size)
+    shift = refit.change.new_zeros(len(refit.change)) if refit.intercept is None else refit.intercept
+    for old, batch in zip(outputs, hidden, strict=True):
+        old += _step(consumer, batch.index_select(consumer.feature_dim, index), refit.change, shift)
 
 
 def _step(consumer: Consumer, kept: Tensor, change: Tensor, shift: Tensor) -> Tensor:

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 ROLES = ("producer", "rider", "gate", "consumer")
 
 
+class Shown:
+    """What shows itself as a small table in a notebook (``ispasp.display``); its ``repr`` stays as it is."""
+
+    def _repr_html_(self) -> str:
+        from ispasp import display  # which knows all records
+
+        return display.html(self)
+
+
 @dataclass(frozen=True)
 class Cut:
     """One module's share in a block: which of its parameters' entries belong to which group.
@@ -38,7 +47,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Shown):
     """One producer and what follows it up to its consumer: what could be pruned, or why not.
 
     Attributes:
@@ -100,8 +109,12 @@ class Block:
         return self.named("producer")
 
 
+class Blocks(Shown, list[Block]):
+    """A list of blocks that shows itself as a table in a notebook."""
+
+
 @dataclass(frozen=True)
-class Iteration:
+class Iteration(Shown):
     """One iteration of Algorithm 1 (Wolfe & Kyrillidis, 2022) on one block of d groups.
 
     Attributes:
@@ -146,7 +159,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Started:
+class Started(Shown):
     """The run begins. ``blocks`` are the blocks that will be visited, in network order;
     ``keep_groups`` how many groups each of them will keep."""
 
@@ -155,7 +168,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class BlockStarted:
+class BlockStarted(Shown):
     """Statistics of a block are ready and its iterations begin.
 
     Attributes:
@@ -178,7 +191,7 @@ class BlockStarted:
 
 
 @dataclass(frozen=True)
-class BlockPruned:
+class BlockPruned(Shown):
     """A block is done and the pruned stream has moved past its consumer.
 
     Attributes:
@@ -214,7 +227,7 @@ class BlockPruned:
 
 
 @dataclass(frozen=True)
-class Distilled:
+class Distilled(Shown):
     """The sliced model was trained towards the dense one on the unlabelled calibration data.
 
     Attributes:
@@ -230,7 +243,7 @@ class Distilled:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(Shown):
     """The sliced model is verified and measured."""
 
     result: PruneResult

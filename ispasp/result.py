@@ -22,15 +22,16 @@ from torch import Tensor, nn
 
 from ispasp import models, surgery
 from ispasp.errors import ISpaSPError, RunError
+from ispasp.evaluate import Predictions
 from ispasp.models import LoadedModel
-from ispasp.records import ROLES, Block, BlockPruned, BlockStarted, Cut, Distilled, Iteration, Started
+from ispasp.records import ROLES, Block, BlockPruned, BlockStarted, Cut, Distilled, Iteration, Shown, Started
 
 FORMAT = 3
 """The format that is written. Formats 1 and 2 name riders and consumers where format 3 has cuts."""
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(Shown):
     """How a run went, without its model.
 
     Attributes:
@@ -44,6 +45,8 @@ class RunRecord:
         trace: every iteration of every block.
         started, blocks_started, blocks_pruned: the other events of the run.
         distilled: how the distillation went; None where there was none.
+        predictions: of dense and pruned model on the evaluation data; None where nothing was measured, and in
+            runs saved before they were kept.
     """
 
     settings: dict[str, Any]
@@ -53,6 +56,7 @@ class RunRecord:
     blocks_started: list[BlockStarted] = field(repr=False)
     blocks_pruned: list[BlockPruned] = field(repr=False)
     distilled: Distilled | None = field(default=None, kw_only=True)
+    predictions: Predictions | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,9 @@ class PruneResult(RunRecord):
         partial = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
         check_new_folder(path)
         try:
-            partial.mkdir(parents=True)
-            save_file(_arrays(self), partial / "trace.safetensors")
+            write_record(self, partial)
             weights = {k: v.detach().cpu().clone().contiguous() for k, v in self.model.state_dict().items()}
             save_file(weights, partial / "model.safetensors")
-            (partial / "run.json").write_text(json.dumps(_plain(self), indent=1) + "\n")
             if path.is_dir():
                 path.rmdir()
             partial.rename(path)
@@ -86,6 +88,17 @@ class PruneResult(RunRecord):
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return path
+
+
+def write_record(record: RunRecord, folder: Path) -> None:
+    """Write a record without its model to the new folder ``folder``.
+
+    Raises:
+        OSError, SafetensorError, TypeError, ValueError: it cannot be written.
+    """
+    folder.mkdir(parents=True)
+    save_file(_arrays(record), folder / "trace.safetensors")
+    (folder / "run.json").write_text(json.dumps(_plain(record), indent=1) + "\n")
 
 
 def check_new_folder(path: Path) -> None:
@@ -216,6 +229,9 @@ def _arrays(result: RunRecord) -> dict[str, Tensor]:
     arrays |= {f"score.{i}": it.score for i, it in enumerate(result.trace) if _scored(it)}
     arrays |= {f"hidden_sum.{iteration.block}": iteration.hidden_sum for iteration in result.trace}
     arrays |= {f"sample.{event.block.name}": event.sample for event in result.blocks_started}
+    if seen := result.predictions:
+        arrays |= {"predicted.dense": seen.dense, "predicted.pruned": seen.pruned}
+        arrays |= {} if seen.labels is None else {"predicted.labels": seen.labels}
     return {name: array.contiguous().clone() for name, array in arrays.items()}
 
 
@@ -276,7 +292,20 @@ def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
         ],
         blocks_pruned=[_check_selected(event(BlockPruned, values)) for values in plain["blocks_pruned"]],
         distilled=event(Distilled, plain["distilled"]) if plain.get("distilled") else None,
+        predictions=_predictions(arrays),
     )
+
+
+def _predictions(arrays: dict[str, Tensor]) -> Predictions | None:
+    found = [arrays.get(f"predicted.{name}") for name in ("dense", "pruned", "labels")]
+    dense, pruned, labels = found
+    if dense is None or pruned is None:
+        return None
+    if any(
+        a is not None and (a.dtype != torch.int32 or a.shape != dense.shape or a.ndim != 1) for a in found
+    ):
+        raise ValueError("the predictions are not of one length")
+    return Predictions(dense, pruned, labels)
 
 
 def _block(values: dict[str, Any]) -> Block:

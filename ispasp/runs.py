@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
-import os
 import re
 import secrets
 import shutil
-import zipfile
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ispasp import datasets, evaluate, models
 from ispasp import device as devices
-from ispasp.blocks import find_blocks
+from ispasp import unfinished
 from ispasp.calibration import Batch, read
-from ispasp.datasets import Data
-from ispasp.errors import RunError, SettingError, listing
+from ispasp.errors import ISpaSPError, RunError
 from ispasp.latency import LatencyReport, compare_latency
-from ispasp.models import LoadedModel, build
+from ispasp.models import build
 from ispasp.onnx_export import export_onnx
-from ispasp.pruner import iterate
-from ispasp.records import Block, Event, Finished, Progress
-from ispasp.result import RunRecord, check_new_folder, load, load_record, read_json
-from ispasp.run_settings import KINDS, RunSettings
-
-UNTRAINED = "The weights are random: sizes and speed are right, accuracy and agreement mean nothing."
-EXPORT = "export"  # the folder in a run's folder that holds its ONNX files and their figures
+from ispasp.opened import Opened, open_all, open_data, open_model
+from ispasp.records import BlockPruned, Event, Finished, Progress, Started
+from ispasp.result import check_new_folder, load, load_record
+from ispasp.run_settings import RunSettings
+from ispasp.store import EXPORT
+from ispasp.unfinished import Attempt
+from ispasp.variant import Variant
 
 
 @dataclass(frozen=True)
@@ -51,24 +45,6 @@ class ExportDone:
     report: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """One line about a run on disk; ``problem`` says why it cannot be opened, if so."""
-
-    run_id: str
-    path: Path
-    finished_at: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, Any] = field(default_factory=dict)
-    exported: bool = False
-    problem: str = ""
-
-
-def default_folder() -> Path:
-    """Where runs are kept: the environment variable ISPASP_RUNS, else ``runs`` in the current folder."""
-    return Path(os.environ.get("ISPASP_RUNS", "runs"))
-
-
 def new_run_id(settings: RunSettings) -> str:
     """A folder name that says what the run is and sorts by time."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -76,53 +52,25 @@ def new_run_id(settings: RunSettings) -> str:
     return f"{now}-{model}-keep{settings.keep:g}-{secrets.token_hex(2)}"
 
 
-def open_model(settings: RunSettings, *, allow_code: bool = False) -> LoadedModel:
-    """The dense model of a run, with its weights.
-
-    Raises:
-        ModelError: it is not here, cannot be fetched, or would run code that is not permitted.
-    """
-    return models.load(settings.model_source(), allow_code=allow_code)
-
-
-def open_data(settings: RunSettings, loaded: LoadedModel, *, allow_code: bool = False) -> Data:
-    """Calibration and evaluation data of a run, prepared for its model.
-
-    Raises:
-        CalibrationError, SettingError: they cannot be had, or do not fit the model.
-    """
-    output = evaluate.first_tensor(evaluate.forward(loaded.model, loaded.example))
-    classes = evaluate.class_dimension(output)
-    return datasets.load(
-        settings.data_source(),
-        loaded.preparation,
-        loaded.classes,
-        outputs=None if classes is None else int(output.shape[classes]),
-        samples=settings.samples,
-        seed=settings.seed,
-        evaluation=settings.evaluation,
-        allow_code=allow_code,
-    )
-
-
-def prunable_blocks(loaded: LoadedModel, kinds: Collection[str] = KINDS) -> list[Block]:
-    """The blocks of a model that can be pruned, in network order, of some kinds of groups."""
-    found = find_blocks(loaded.model, loaded.example)
-    return [block for block in found if block.prunable and block.kind in kinds]
-
-
 def execute(
-    settings: RunSettings, runs_folder: Path, path: Path | None = None, *, allow_code: bool = False
+    settings: RunSettings,
+    runs_folder: Path,
+    path: Path | None = None,
+    *,
+    allow_code: bool = False,
+    lineage: Mapping[str, str] | None = None,
 ) -> Iterator[Event | RunSaved]:
     """Prune a model and save the run; the last event is ``RunSaved``.
 
-    Nothing is written until the run is finished, and then all of it or nothing.
+    The run's folder is written when the run is finished, and then all of it or nothing. Until then every
+    finished block is kept (``ispasp.unfinished``), so that ``resume`` can go on where the process was killed.
 
     Args:
         settings: what to do.
         runs_folder: where the run's new folder is made.
         path: the folder itself, where the caller wants to name it.
         allow_code: whether a Python file that the settings name may be run.
+        lineage: what the run belongs to, such as ``{"sweep": ID}``; kept in its settings.
 
     Raises:
         ISpaSPError: what was given cannot be used, or the folder cannot be written.
@@ -130,75 +78,51 @@ def execute(
     devices.pick(settings.device)
     path = runs_folder / new_run_id(settings) if path is None else path
     check_new_folder(path)
-    yield Progress(0.0, "reading the model")
-    loaded = open_model(settings, allow_code=allow_code)
-    yield Progress(0.0, "reading the data")
-    data = open_data(settings, loaded, allow_code=allow_code)
-    keep: float | dict[str, float] = settings.keep
-    names = None
-    if settings.keep_by_block or set(settings.kinds) != set(KINDS):
-        names = [block.name for block in prunable_blocks(loaded, settings.kinds)]
-        if not names:
-            raise SettingError(
-                f"The model {settings.model} has no prunable {listing(f'{kind}s' for kind in settings.kinds)}; "
-                "choose other kinds."
-            )
-    if settings.keep_by_block:
-        keep = dict.fromkeys(names or [], settings.keep) | settings.keep_by_block
-        left_out = {b.name for b in prunable_blocks(loaded)} - set(names or [])
-        if unwanted := sorted(left_out & set(settings.keep_by_block)):
-            raise SettingError(
-                f"{listing(unwanted)} has a keep ratio of its own and is none of the {listing(settings.kinds)} groups "
-                "that are to be pruned; clear its ratio, or add its kind."
-            )
-        names = None
-    events = iterate(
-        loaded.model,
-        data.calibration,
-        keep,
-        blocks=names,
-        **dataclasses.asdict(settings.prune_settings()),
-        device=settings.device,
-        evaluation=data.evaluation,
-        source=settings.model,
-    )
-    for event in events:
-        if isinstance(event, Finished):
-            described = {
-                **event.result.settings,
-                **settings.plain(),
-                "architecture": loaded.record,
-                "words": loaded.words,
-                "notes": [*data.notes, *([UNTRAINED] if settings.weights == models.RANDOM else [])],
-            }
-            event = Finished(dataclasses.replace(event.result, settings=described))
-            event.result.save(path)
-        yield event
+    opened = yield from open_all(settings, allow_code=allow_code)
+    with unfinished.begin(path.parent, path.name, settings, lineage) as attempt:
+        yield from _attempted(opened, attempt, path)
     yield RunSaved(path.name, path)
 
 
-def list_runs(folder: Path) -> list[RunSummary]:
-    """All runs in ``folder``, newest first; damaged ones are listed with their problem."""
-    found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if not path.is_dir() or path.name.startswith("."):
-            continue
-        try:
-            plain = read_json(path)
-        except RunError as error:
-            found.append(RunSummary(path.name, path, problem=str(error)))
-            continue
-        report = plain["report"]
-        exported = (path / EXPORT / "export.json").is_file()
-        found.append(
-            RunSummary(path.name, path, report["finished_at"], plain["settings"], report, exported=exported)
-        )
-    return sorted(found, key=lambda run: (run.finished_at, run.run_id), reverse=True)
+def resume(runs_folder: Path, run_id: str, *, allow_code: bool = False) -> Iterator[Event | RunSaved]:
+    """Go on with a run that was cut off, from its last finished block; events as of ``execute``.
+
+    Raises:
+        RunError: somebody else works on it, or it cannot be taken up.
+        ISpaSPError: as ``execute``.
+    """
+    path = runs_folder / Path(run_id).name
+    with Attempt(runs_folder, path.name) as attempt:
+        opened = yield from open_all(attempt.settings, allow_code=allow_code)
+        yield from _attempted(opened, attempt, path)
+    yield RunSaved(path.name, path)
 
 
-def open_run(path: Path) -> RunRecord:
-    """A saved run without its model. Raises RunError when it is missing, damaged or foreign."""
-    return load_record(path)
+def _attempted(opened: Opened, attempt: Attempt, path: Path) -> Iterator[Event]:
+    settings = attempt.settings
+    try:
+        variant = opened.variant(settings, attempt.counts, attempt.known())
+        for event in kept_on_disk(variant.events(), variant, attempt):
+            if isinstance(event, Finished):
+                event = Finished(opened.described(event.result, settings, attempt.lineage))
+                event.result.save(path)
+            yield event
+    except RunError:  # the disk is full, say: there is something to go on with once there is room
+        raise
+    except (GeneratorExit, ISpaSPError):
+        attempt.discard()
+        raise
+    attempt.discard()
+
+
+def kept_on_disk(events: Iterator[Event], variant: Variant, attempt: Attempt) -> Iterator[Event]:
+    """Pass events on, writing down what they have settled for whoever must go on with the run."""
+    for event in events:
+        if isinstance(event, Started) and attempt.counts is None:
+            attempt.settle(event.keep_groups)
+        elif isinstance(event, BlockPruned):
+            attempt.keep(event.index, variant.blocks_done[event.index])
+        yield event
 
 
 def export_run(
@@ -269,33 +193,3 @@ def _put_in_place(new: Path, place: Path) -> None:
             old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def export_report(path: Path) -> dict[str, Any] | None:
-    """The report of ``export_run`` for a run that was exported; None for one that was not."""
-    try:
-        report = json.loads((path / EXPORT / "export.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return report if isinstance(report, dict) else None
-
-
-def archive(path: Path) -> bytes:
-    """A run's folder as a zip file.
-
-    Raises:
-        RunError: there is no such run.
-    """
-    load_record(path)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for file in sorted(path.rglob("*")):
-            relative = file.relative_to(path)
-            # A link could bring any file of this machine along.
-            if (
-                file.is_file()
-                and not file.is_symlink()
-                and not any(part.startswith(".") for part in relative.parts)
-            ):
-                bundle.write(file, Path(path.name) / relative)
-    return buffer.getvalue()

@@ -203,17 +203,18 @@ def dense_target(
 ) -> list[Tensor]:
     """What ``outputs`` (A_S(H_S) on the pruned stream, without bias) lack of the asymmetric target.
 
-    The dense stream must hold this consumer's output, or be given it (``Stream.replace``), and both streams
-    the shortcut.
+    The dense stream must hold this consumer's output, or have been given it (``Stream.replace``), and both
+    streams the shortcut.
 
     Args:
         outputs: of each batch, the rows that count.
         rows: which these are, see ``ispasp.statistics.Statistics``.
     """
     bias = consumer.node.args[2] if len(consumer.node.args) > 2 else None
+    whole = dense.values[consumer.node] if consumer.node in dense.values else dense.ready[consumer.node]
     missing = []
     for number, output in enumerate(outputs):
-        target = dense.ready[consumer.node][number].to(output.dtype)
+        target = whole[number].to(output.dtype)
         if isinstance(bias, fx.Node):
             target = target - dense.fixed[bias].view((-1, 1, 1) if consumer.feature_dim == 1 else (-1,))
         for shortcut, steps in zip(this.shortcuts, this.ways, strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 import ispasp
-from ispasp import allocation, calibration, evaluate, sensitivity
+from ispasp import allocation, calibration, evaluate, sensitivity, surgery, zoo
 from ispasp.allocation import Layer
 from ispasp.blocks import find
 from ispasp.calibration import as_batch
@@ -83,16 +84,9 @@ def test_layers_cost_what_the_sliced_model_costs(budget: str, chain: tuple[nn.Mo
     layers = allocation.layers(traced, blocks, budget)
     keep = {block.name: kept / block.groups for block, kept in zip(blocks, (3, 5, 9), strict=True)}
     pruned = ispasp.prune(model, batches, keep, multiple=1).model
-    shares = [3 / 8, 5 / 12, 9 / 16]
-
-    def share(index: int | None) -> float:
-        return 1.0 if index is None else shares[index]
-
-    cost = sum(layer.cost * share(layer.produces) * share(layer.consumes) for layer in layers)
-    if budget == "macs":
-        assert cost == pytest.approx(evaluate.count_macs(pruned, read[0]))
-    else:
-        assert cost == pytest.approx(sum(p.numel() for p in pruned.parameters() if p.ndim > 1))
+    cost = allocation.cost(layers, blocks, (3, 5, 9))
+    counted = evaluate.count_macs(pruned, read[0]) if budget == "macs" else evaluate.count_parameters(pruned)
+    assert cost == pytest.approx(counted, rel=1e-12)
 
 
 def curve(groups: int, scale: float) -> Curve:
@@ -101,31 +95,66 @@ def curve(groups: int, scale: float) -> Curve:
     return Curve(Block(f"b{scale}", groups), kept, tuple(scale * (1 - k / groups) ** 2 for k in kept))
 
 
-def test_shares_are_as_good_as_the_best_of_all_within_one_step() -> None:
-    """Against exhaustive search over every allocation of three independent blocks."""
-    curves = [curve(10, 1.0), curve(8, 5.0), curve(12, 0.3)]
-    costs = [7.0, 11.0, 5.0]
-    layers = [
-        Layer(cost * c.block.groups, i, None) for i, (cost, c) in enumerate(zip(costs, curves, strict=True))
+def separate(curves: list[Curve]) -> list[Layer]:
+    return [
+        Layer(cost * c.block.groups, i, None)
+        for i, (cost, c) in enumerate(zip((7.0, 11.0, 5.0), curves, strict=True))
     ]
-    for keep in (0.3, 0.5, 0.7):
+
+
+def in_a_row(curves: list[Curve]) -> list[Layer]:
+    """Every layer but the first and last between two blocks, whose widths multiply."""
+    return [
+        Layer(30.0, 0, None),
+        Layer(90.0, 1, 0),
+        Layer(50.0, 2, 1),
+        Layer(20.0, None, 2),
+        Layer(3.0, None, None),
+    ]
+
+
+@pytest.mark.parametrize("network", [separate, in_a_row])
+def test_no_other_counts_of_three_blocks_lose_less(network: Callable[[list[Curve]], list[Layer]]) -> None:
+    """Against exhaustive search over every allocation."""
+    curves = [curve(10, 1.0), curve(8, 5.0), curve(12, 0.3)]
+    blocks, layers = [c.block for c in curves], network(curves)
+    every = list(itertools.product(*(range(1, c.block.groups + 1) for c in curves)))
+
+    def loss(counts: tuple[int, ...] | list[int]) -> float:
+        return sum(c.at(count) for c, count in zip(curves, counts, strict=True))
+
+    for keep in (0.2, 0.3, 0.5, 0.7, 0.9):
         found = allocation.share_out(curves, layers, keep, multiple=1)
-        budget = sum(
-            cost * max(1, math.floor(keep * c.block.groups)) for cost, c in zip(costs, curves, strict=True)
+        budget = allocation.cost(layers, blocks, allocation.uniform(blocks, keep, 1)) * (1 + 1e-9)
+        best = min(loss(counts) for counts in every if allocation.cost(layers, blocks, counts) <= budget)
+        assert allocation.cost(layers, blocks, found) <= budget
+        assert loss(found) == pytest.approx(best, rel=1e-12)
+
+
+@pytest.mark.parametrize("groups", [(64, 32, 16), (6, 100, 40), (8, 8, 8)])
+def test_one_ratio_for_all_is_the_largest_within_the_budget(groups: tuple[int, ...]) -> None:
+    blocks = [Block(f"b{i}", d) for i, d in enumerate(groups)]
+    layers = [Layer(10.0, 0, None), Layer(20.0, 1, 0), Layer(5.0, None, 2)]
+    for multiple, share in itertools.product((1, 8), (0.3, 0.5, 0.8)):
+        fewest = allocation.cost(layers, blocks, allocation.uniform(blocks, 1e-3, multiple))
+        budget = max(fewest, share * 35.0)
+        keep = allocation.uniform_within(layers, blocks, budget, multiple)
+        assert allocation.cost(layers, blocks, allocation.uniform(blocks, keep, multiple)) <= budget
+        larger = [n / 1000 for n in range(1, 1001) if n / 1000 > keep]
+        counts = allocation.uniform(blocks, keep, multiple)
+        assert all(
+            allocation.uniform(blocks, other, multiple) == counts
+            or allocation.cost(layers, blocks, allocation.uniform(blocks, other, multiple)) > budget
+            for other in larger
         )
+    with pytest.raises(SettingError, match="No single keep ratio"):
+        allocation.uniform_within(layers, blocks, 1e-3, 8)
 
-        def loss(counts: tuple[int, ...] | list[int]) -> float:
-            return sum(c.at(count) for c, count in zip(curves, counts, strict=True))
 
-        def spent(counts: tuple[int, ...] | list[int]) -> float:
-            return sum(cost * count for cost, count in zip(costs, counts, strict=True))
-
-        every = itertools.product(*(range(1, c.block.groups + 1) for c in curves))
-        best = min((counts for counts in every if spent(counts) <= budget), key=loss)
-        assert spent(found) <= budget
-        assert loss(found) <= loss(best) * 1.1
-        uniform = [max(1, math.floor(keep * c.block.groups)) for c in curves]
-        assert loss(found) <= loss(uniform)
+def test_a_wide_block_has_evenly_spaced_choices_and_the_uniform_one() -> None:
+    wide, small = allocation.choices([Block("a", 4096), Block("b", 5)], 8, also=(2040, 2))
+    assert len(wide) <= allocation.MOST_CHOICES + 1 and {8, 2040, 4096} <= set(wide)
+    assert all(count % 8 == 0 for count in wide) and small == (1, 2, 3, 4, 5)
 
 
 def test_counts_are_multiples_and_blocks_too_small_for_them_are_exact() -> None:
@@ -173,20 +202,39 @@ def test_what_cannot_be_shared_out_is_refused(chain: tuple[nn.Module, list[Tenso
         ispasp.iterate(model, batches, 0.5, allocation="latency")
 
 
-def test_the_cost_of_all_layers_is_what_the_model_costs() -> None:
-    """Attention's products included, whose share the heads decide; and tokens that come before examples."""
-    vit = models.VisionTransformer(32, 8, 2, 4, 16, 32, num_classes=5)
+def models_of_every_kind() -> list[tuple[nn.Module, Tensor]]:
+    """Attention's products, whose share the heads decide; tokens that come before examples; gates and depthwise
+    convolutions; and an operation that no block reaches and no layer is."""
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
-    cases = [
-        (vit, torch.randn(4, 3, 32, 32)),
+    return [
+        (models.VisionTransformer(32, 8, 1, 4, 16, 32, num_classes=5), torch.randn(4, 3, 32, 32)),
         (nn.Sequential(layer, nn.Flatten(), nn.Linear(16 * 7, 3)), torch.randn(4, 7, 16)),
         (models.mobilenet_v3_small(weights=None), torch.randn(2, 3, 64, 64)),
+        (zoo.build("cifar10_mobilenetv2"), torch.randn(2, 3, 32, 32)),
+        (
+            nn.Sequential(nn.Conv1d(4, 6, 3), nn.Flatten(), nn.Linear(60, 16), nn.ReLU(), nn.Linear(16, 5)),
+            torch.randn(2, 4, 12),
+        ),
     ]
-    for model, example in cases:
-        traced = trace(model.eval(), as_batch(example))
-        blocks = [block for block in find(traced) if block.prunable]
-        found = allocation.layers(traced, blocks, "macs")
-        assert sum(layer.cost for layer in found) == evaluate.count_macs(model, as_batch(example))
-        for kind in {block.kind for block in blocks}:
-            index = next(i for i, block in enumerate(blocks) if block.kind == kind)
-            assert any(layer.produces == index for layer in found)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_what_pruning_leaves_costs_what_was_predicted(number: int) -> None:
+    model, example = models_of_every_kind()[number]
+    traced = trace(model.eval(), as_batch(example))
+    blocks = [block for block in find(traced) if block.prunable]
+    counts = [max(1, block.groups // 3) for block in blocks]
+    macs, params = (allocation.layers(traced, blocks, budget) for budget in ("macs", "params"))
+    whole = [block.groups for block in blocks]
+    assert allocation.cost(macs, blocks, whole) == evaluate.count_macs(model, as_batch(example))
+    assert allocation.cost(params, blocks, whole) == evaluate.count_parameters(model)
+    for kind in {block.kind for block in blocks}:
+        index = next(i for i, block in enumerate(blocks) if block.kind == kind)
+        assert any(layer.produces == index for layer in macs)
+    sliced = copy.deepcopy(model)
+    for block, count in zip(blocks, counts, strict=True):
+        surgery.slice_block(sliced, block, range(count))
+    predicted = allocation.cost(params, blocks, counts)
+    assert predicted == pytest.approx(evaluate.count_parameters(sliced), rel=1e-12)
+    predicted = allocation.cost(macs, blocks, counts)
+    assert predicted == pytest.approx(evaluate.count_macs(sliced, as_batch(example)), rel=1e-12)

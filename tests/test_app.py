@@ -23,6 +23,7 @@ from tests.app_page import (
     runs_folder,
     seen,
     sound,
+    table,
     until,
     visit,
     words,
@@ -65,8 +66,8 @@ def test_run_to_the_end_shows_dense_against_pruned_and_can_be_opened_again(runs_
     assert "Finished" in words(other) and other.metric[0].value == app.metric[0].value
 
     sound(app.switch_page("../pages/runs.py").run())
-    assert "mnist_mlp" in words(app) and "0.2" in words(app)
-    assert f"open_{run}" in {button.key for button in app.button}
+    (row,) = table(app, "Run").to_dict("records")
+    assert (row["Run"], row["Name"], row["Keep"]) == (run, "mnist_mlp", "0.2")
 
 
 def test_step_goes_one_iteration_at_a_time() -> None:

@@ -13,9 +13,21 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 from torchvision.models import get_model  # type: ignore[import-untyped]
 
-from ispasp import runs
+from ispasp import store
 from tests import small_huggingface
-from tests.app_page import choose, enabled, finish, press, runs_folder, seen, sound, until, visit, words
+from tests.app_page import (
+    choose,
+    enabled,
+    finish,
+    press,
+    runs_folder,
+    seen,
+    sound,
+    table,
+    until,
+    visit,
+    words,
+)
 
 __all__ = ["runs_folder"]  # a fixture that every test here uses
 
@@ -99,10 +111,10 @@ def test_random_weights_and_noise_to_the_end_and_back(runs_folder: Path) -> None
     choose(other, "weights", "")
     assert "Shown: weights random (above: the usual)" in words(other) or "cannot be fetched" in words(other)
     sound(other.switch_page("../pages/runs.py").run())
+    (row,) = table(other, "Run").to_dict("records")
     assert (
-        ARCHITECTURE in words(other)
-        and "torchvision" in words(other)
-        and "weights random, data noise" in words(other)
+        row["Model"] == f"torchvision:{ARCHITECTURE}"
+        and "weights random, data noise" in row["Other settings"]
     )
     sound(other.switch_page("../pages/explore.py").run())
     assert other.selectbox(key="architecture").value == ARCHITECTURE
@@ -121,7 +133,7 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert "not among the model's" in text or "accuracy is unknown" in text
     assert app.metric[2].value == "unknown" and "2 calibration images" in text
     assert len(app.get("image")) >= 5  # photos, answers and filters
-    assert runs.open_run(runs.default_folder() / run).settings["data"] == f"folder:{folder}"
+    assert store.open_run(store.default_folder() / run).settings["data"] == f"folder:{folder}"
 
 
 def test_an_uploaded_checkpoint_of_another_architecture_is_refused_before_the_run(runs_folder: Path) -> None:

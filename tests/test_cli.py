@@ -13,7 +13,7 @@ import pytest
 
 import ispasp
 from ispasp import cli
-from ispasp.runs import open_run
+from ispasp.store import open_run
 
 ROOT = Path(__file__).parent.parent
 

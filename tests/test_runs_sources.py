@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import ispasp
-from ispasp import runs
+from ispasp import opened, runs, store
 from ispasp.calibration import Batch, digest, read
 from ispasp.errors import ISpaSPError, ModelError, RunError, SettingError
 from ispasp.evaluate import first_tensor, forward
@@ -71,15 +71,15 @@ def test_a_torchvision_model_on_a_folder_of_images(tmp_path: Path) -> None:
     )  # fmt: skip
     path = execute(settings, tmp_path / "runs")
     assert "torchvision-squeezenet1_1-keep0.5" in path.name
-    record = runs.open_run(path)
+    record = store.open_run(path)
     assert RunSettings.of(record) == settings
     assert record.report["accuracy_before"] is None and record.report["examples"] == 32
     assert any(
         "accuracy is unknown" in note.lower() or "unknown" in note for note in record.settings["notes"]
     )
     assert "random weights" in record.settings["words"]
-    loaded = runs.open_model(settings)
-    data = runs.open_data(settings, loaded)
+    loaded = opened.open_model(settings)
+    data = opened.open_data(settings, loaded)
     assert record.settings["calibration_digest"] == digest(read(data.calibration))
     assert {"ispasp", "python", "torch"} <= set(record.settings["versions"])
     result = loads_without_a_difference(path, read(data.evaluation)[0])
@@ -110,16 +110,16 @@ def test_a_hugging_face_folder_on_sentence_pairs(tmp_path: Path) -> None:
         device="cpu",
     )  # fmt: skip
     path = execute(settings, tmp_path / "runs")
-    record = runs.open_run(path)
+    record = store.open_run(path)
     assert {event.block.kind for event in record.blocks_pruned} == {"head"}
     assert len(record.blocks_pruned) == 2 and all(len(e.selected) == 1 for e in record.blocks_pruned)
     assert record.report["accuracy_before"] is not None
     # The folder may be gone by the time a run is opened.
     (tmp_path / "bert").rename(tmp_path / "elsewhere")
-    loaded = runs.open_model(
+    loaded = opened.open_model(
         RunSettings(f"huggingface:{tmp_path / 'elsewhere'}", data=settings.data, samples=16)
     )
-    data = runs.open_data(settings, loaded)
+    data = opened.open_data(settings, loaded)
     loads_without_a_difference(path, read(data.evaluation)[0])
     with pytest.raises(ModelError, match="bert"):
         next(step for step in runs.export_run(path) if isinstance(step, ExportDone))
@@ -142,7 +142,7 @@ def test_a_python_file_runs_only_where_that_is_permitted(tmp_path: Path) -> None
     with pytest.raises(RunError, match="permitted"):
         ispasp.load(path)
     loads_without_a_difference(path, Batch((torch.randn(4, 6),), {}), allow_code=True)
-    assert runs.open_run(path).report["accuracy_before"] is not None
+    assert store.open_run(path).report["accuracy_before"] is not None
 
 
 def test_what_cannot_be_run_is_said_before_anything_is_written(tmp_path: Path) -> None:

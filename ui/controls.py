@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import streamlit as st
 
-from ispasp import runs
+from ispasp import runs, store
 from ispasp.errors import ISpaSPError
 from ispasp.jobs import Job, Snapshot, State, registry
 from ispasp.narrative import duration
@@ -25,7 +25,7 @@ def submit(settings: RunSettings, step: bool) -> None:
     slot = library.slot(settings.device)
     try:
         job = registry.submit(
-            title, lambda: runs.execute(settings, runs.default_folder(), allow_code=allow), slot, paused=step
+            title, lambda: runs.execute(settings, store.default_folder(), allow_code=allow), slot, paused=step
         )
     except ISpaSPError as problem:
         st.session_state.refused = str(problem)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from ispasp import figures, runs
+from ispasp import figures, notebook_export, runs, store
 from ispasp.errors import ISpaSPError
 from ispasp.jobs import Job, State, registry
 from ispasp.narrative import duration
@@ -29,7 +29,7 @@ def _begin(path: Path) -> None:
 
 def report_of(path: Path) -> dict[str, Any] | None:
     """What the export of a run found; None before it."""
-    return runs.export_report(path)
+    return store.export_report(path)
 
 
 def draw(path: Path) -> None:
@@ -40,7 +40,7 @@ def draw(path: Path) -> None:
     """
     st.subheader("Take it away: export", anchor="export")
     job = registry.about(str(path))
-    report = runs.export_report(path)
+    report = store.export_report(path)
     if job is not None and not job.state.ended:
         _running(job)
         return
@@ -57,6 +57,7 @@ def draw(path: Path) -> None:
             args=(path,),
         )  # fmt: skip
         _download_saved(path)
+        _download_notebook(path)
         st.caption(
             "Writes the dense and the pruned model as ONNX, compares both with torch on the test examples, and "
             "measures their latency in onnxruntime. About half a minute, longer for large models.",
@@ -81,13 +82,26 @@ def _running(job: Job) -> None:
 def _download_saved(path: Path) -> None:
     st.download_button(
         "Download saved model",
-        data=lambda: runs.archive(path),
+        data=lambda: store.archive(path),
         file_name=f"{path.name}.zip",
         mime="application/zip",
         on_click="ignore",
         key="download_saved",
         help="The run as a zip: weights (safetensors), settings, report and every iteration. "
         "ispasp.load reads it after unpacking.",
+    )
+
+
+def _download_notebook(path: Path) -> None:
+    st.download_button(
+        "Open as notebook",
+        data=lambda: notebook_export.of_run(path),
+        file_name=f"{path.name}.ipynb",
+        mime="application/x-ipynb+json",
+        on_click="ignore",
+        key="download_notebook",
+        help="A Jupyter notebook that repeats exactly this run with the library, shows its figures, and checks "
+        "that the same groups are selected.",
     )
 
 
@@ -128,6 +142,7 @@ def _report(path: Path, report: dict[str, Any]) -> None:
                 help=HELP["onnx"],
             )
             _download_saved(path)
+            _download_notebook(path)
             st.button("Export again", key="export_again", on_click=_begin, args=(path,))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 
-from ispasp import data, datasets, device, inspector, pictures, runs
+from ispasp import data, datasets, device, inspector, pictures, store
 from ispasp.errors import ISpaSPError
 from ispasp.models import parse
 from ispasp.records import Block, BlockStarted
@@ -152,7 +152,7 @@ def answers(started: BlockStarted, group: int) -> list[Answer]:
 
 @st.cache_resource(show_spinner=False, max_entries=8)
 def _open(path: str, changed: float) -> RunRecord:
-    return runs.open_run(Path(path))
+    return store.open_run(Path(path))
 
 
 def open_run(run_id: str) -> RunRecord:
@@ -168,4 +168,4 @@ def open_run(run_id: str) -> RunRecord:
 
 def run_path(run_id: str) -> Path:
     # ".." is its own name, and no run's.
-    return runs.default_folder() / (Path(run_id).name.lstrip(".") or "no-such-run")
+    return store.default_folder() / (Path(run_id).name.lstrip(".") or "no-such-run")

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import streamlit as st
 
-from ispasp import evaluate, models, runs, user_code, zoo
+from ispasp import evaluate, models, opened, user_code, zoo
 from ispasp.errors import ISpaSPError
 from ispasp.models import RANDOM, LoadedModel, ModelSource
 from ispasp.preparation import ImagePreparation, TextPreparation
@@ -202,7 +202,7 @@ def names() -> list[str]:
 
 def _describe(model: LoadedModel) -> Facts:
     reads = {ImagePreparation: "image", TextPreparation: "text"}.get(type(model.preparation), "own")
-    return Facts(tuple(runs.prunable_blocks(model)), *costs(model.source), reads, model.words)
+    return Facts(tuple(opened.prunable_blocks(model)), *costs(model.source), reads, model.words)
 
 
 def reads(source: ModelSource) -> str:

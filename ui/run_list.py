@@ -1,59 +1,125 @@
-"""The lists of the Runs page."""
+"""The Runs page: what goes on, and the table of finished runs; and on Explore, the runs under way."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from ispasp import runs
+from ispasp import store
+from ispasp.errors import ISpaSPError
 from ispasp.jobs import Job, registry
-from ispasp.narrative import percent, quantity
-from ispasp.run_settings import RunSettings
-from ispasp.runs import RunSummary
-from ui import controls, library, session
+from ispasp.narrative import plural
+from ispasp.store import RunSummary
+from ui import controls, runs_actions, runs_folder, runs_interrupted, runs_table, session
 from ui import view as views
-from ui.words import HELP, escaped, source_words, unusual_words
+from ui.runs_actions import EXPLORE, open_in_explore
+from ui.words import HELP, escaped, source_words
 
-EXPLORE = Path(__file__).resolve().parent.parent / "pages" / "explore.py"
-PAGE = 15
-_WIDTHS = [1.6, 0.5, 2.6, 1.6, 0.9, 1.1, 1.5, 0.6, 0.8]
-_USUAL = asdict(RunSettings(library.FIRST_MODEL))
+ROWS = 14  # of the table; more scroll inside it
+_STOP_SWEEP = "End this sweep within one iteration. Runs that are finished stay, and it can be resumed."
 
 
 def draw() -> None:
     """Draw the page."""
     st.title("Runs", anchor=False)
     _jobs()
-    found = runs.list_runs(runs.default_folder())
+    runs_interrupted.draw(_when)
+    try:
+        found = store.list_runs(store.default_folder())
+    except ISpaSPError as problem:
+        st.error(escaped(str(problem)))
+        return
     st.subheader("Finished runs", anchor=False)
-    if not found:
+    runs_actions.notice()
+    sound = [run for run in found if not run.problem]
+    if sound:
+        _finished(sound)
+    else:
         with st.container(border=True):
             st.markdown(
                 "**No finished run yet.** Every run that comes to its end is kept here and can be opened again, "
-                "also after a restart. Go to Explore and press Run."
+                "also after a restart. Go to Explore and press Run, or import runs from elsewhere below."
             )
             st.page_link(EXPLORE, label="Go to Explore")
+    runs_folder.damaged([run for run in found if run.problem])
+    runs_folder.bring()
+
+
+def _finished(runs: Sequence[RunSummary]) -> None:
+    """Search, filters, the actions, and the table, whose rows are picked for the actions."""
+    shown, columns = _filters(runs)
+    if not shown:
+        with st.container(border=True):
+            st.markdown(f"**None of the {plural(len(runs), 'run')} matches** the search and the filters.")
+            st.button("Clear them", key="runs_clear", on_click=_clear)
         return
-    _header()
-    shown = st.session_state.get("runs_shown", PAGE)
-    for run in found[:shown]:
-        _row(run)
-    if len(found) > shown:
-        st.button(f"Show more ({len(found) - shown} left)", on_click=_more, args=(shown,))
+    actions = st.container()
+    picked = _table(shown, columns, len(runs))
+    with actions:
+        runs_actions.bar(picked)
 
 
-def _more(shown: int) -> None:
-    st.session_state.runs_shown = shown + PAGE
+def _filters(runs: Sequence[RunSummary]) -> tuple[list[RunSummary], list[str]]:
+    """The runs that are wanted, and the columns to show. All of it is in the address."""
+    models = sorted({runs_table.model_of(run) for run in runs})
+    selectors = sorted({runs_table.selector_of(run) for run in runs} - {""})
+    find, model, selector, choice = st.columns([2.2, 2, 2, 0.9], vertical_alignment="bottom")
+    text = find.text_input(
+        "Search", key="runs_find", type="search", placeholder="name, note, model, selector, sweep …",
+        bind="query-params",
+        help="Every word has to be in a run's name, note, model, selector, sweep, budget or folder.",
+    )  # fmt: skip
+    with model:
+        of_model = st.multiselect("Model", models, key="runs_model", placeholder="all", bind="query-params")
+    with selector:
+        of_selector = st.multiselect(
+            "Selector", selectors, key="runs_selector", placeholder="all", bind="query-params"
+        )
+    with choice, st.popover("Columns", width="stretch"):
+        chosen = st.pills(
+            "Columns to show", runs_table.choices(), selection_mode="multi", key="runs_columns",
+            default=runs_table.USUAL_COLUMNS, bind="query-params",
+        )  # fmt: skip
+    return runs_table.wanted(runs, text or "", of_model, of_selector), chosen
 
 
-def _open(kind: str, id: str) -> None:
-    session.forget_view()
-    session.look_at(kind, id)
-    st.switch_page(EXPLORE, query_params={kind: id})
+def _clear() -> None:
+    st.session_state.runs_find = ""
+    st.session_state.runs_model = st.session_state.runs_selector = []
+
+
+def _table(runs: Sequence[RunSummary], columns: Sequence[str], total: int) -> list[RunSummary]:
+    """Draw the table; the runs that are picked in it, of ``total`` in all.
+
+    The browser knows rows by their number: another list of runs is another table, or a click on one run could
+    delete another. What was picked is carried over by id.
+    """
+    ids = [run.run_id for run in runs]
+    before = set(st.session_state.get("runs_picked", ()))
+    order = [title for title in runs_table.choices() if title in columns]
+    state: Any = st.dataframe(
+        runs_table.frame(runs),
+        key=f"runs_table_{hashlib.sha256(chr(0).join(ids).encode()).hexdigest()[:16]}",
+        height="content" if len(runs) <= ROWS else 36 + 35 * ROWS,
+        hide_index=True,
+        column_order=["Name", *order],
+        column_config=runs_table.configuration(),
+        on_select="rerun",
+        selection_mode="multi-row",
+        selection_default={"selection": {"rows": [i for i, id in enumerate(ids) if id in before]}},
+        placeholder="–",
+        alt="Finished runs",
+    )
+    picked = [runs[row] for row in state.selection.rows if 0 <= row < len(runs)]
+    st.session_state.runs_picked = [run.run_id for run in picked]
+    size = runs_actions.megabytes(sum(run.size for run in runs))
+    count = plural(total, "run") if len(runs) == total else f"{len(runs):,} of {plural(total, 'run')}"
+    st.caption(f"{count}, {size} on disk. Click a column's title to sort by it.")
+    return picked
 
 
 def _jobs() -> None:
@@ -110,57 +176,14 @@ def _job_row(job: Job) -> None:
     title.markdown(escaped(view.title))
     title.caption(f"{f'seed {settings.seed}, ' if settings else ''}since {begun}")
     bar.progress(view.done, text=f"{view.state.value.capitalize()} on {view.device}")
-    help = HELP["stop_export"] if view.subject else HELP["stop"]
+    sweep = view.subject == runs_interrupted.SWEEP
+    help = _STOP_SWEEP if sweep else HELP["stop_export"] if view.subject else HELP["stop"]
     if stop.button("Stop", key=f"stop_{job.id}", width="stretch", help=help):
         job.cancel()
-    if not view.subject and watch.button("Watch", key=f"watch_{job.id}", width="stretch"):
-        _open("job", job.id)
-
-
-def _header() -> None:
-    titles = ("Model", "Keep", "Settings", "Parameters", "Accuracy", "Change", "Finished", "ONNX", "")
-    for column, title in zip(st.columns(_WIDTHS, vertical_alignment="center"), titles, strict=True):
-        column.markdown(f"**{title}**" if title else "")
-
-
-def _row(run: RunSummary) -> None:
-    if run.problem:
-        name, said, _ = st.columns([2.5, 7, 0.9], vertical_alignment="center")
-        name.markdown(f"`{run.run_id}`")
-        said.markdown(f"⚠️ It cannot be opened. {escaped(run.problem)}")
-        return
-    columns = st.columns(_WIDTHS, vertical_alignment="center")
-    report, settings = run.report, run.settings
-    before, after = report.get("accuracy_before"), report.get("accuracy_after")
-    model = settings.get("model")
-    kind, _, short = source_words(model).partition(":") if model else ("a model from Python", "", "")
-    with columns[0].container(gap=None):
-        st.markdown(escaped(short or kind))
-        if short:
-            st.caption(kind)
-    keep = settings.get("keep")
-    columns[1].markdown(f"{keep:g}" if isinstance(keep, (int, float)) else "per block")
-    columns[2].caption(_settings(settings))
-    columns[3].markdown(
-        f"{quantity(report['params_before'])} → {quantity(report['params_after'], report['params_before'])}"
-    )
-    columns[4].markdown(percent(after) if after is not None else "unknown")
-    points = (
-        "–" if before is None or after is None else f"{100 * (after - before):+.1f} points".replace("-", "−")
-    )
-    columns[5].markdown(points)
-    columns[6].markdown(_when(run.finished_at))
-    columns[7].markdown("yes" if run.exported else "no")
-    if columns[8].button("Open", key=f"open_{run.run_id}", width="stretch", disabled=model is None):
-        _open("run", run.run_id)
-
-
-def _settings(settings: dict[str, Any]) -> str:
-    """Samples and seed, and whatever is not as usual."""
-    shown = {key: settings[key] for key in ("samples", "seed") if key in settings}
-    rest = {k: v for k, v in settings.items() if k not in ("model", "keep", "device", *shown)}
-    words = [f"{key} {value}" for key, value in shown.items()] + unusual_words(rest, _USUAL)
-    return ", ".join(words) or "–"
+    if (sweep or not view.subject) and watch.button("Watch", key=f"watch_{job.id}", width="stretch"):
+        if sweep:
+            st.switch_page(runs_actions.COMPARE, query_params={"sweeping": job.id})
+        open_in_explore("job", job.id)
 
 
 def _when(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from ispasp import datasets, runs, uploads, zoo
+from ispasp import datasets, store, uploads, zoo
 from ispasp.datasets import DataSource
 from ispasp.errors import ISpaSPError, SettingError
 from ispasp.models import RANDOM, ModelSource, parse
@@ -386,7 +386,7 @@ def _keep_upload(upload: str, key: str, count: int) -> None:
     if file is None:
         return
     try:
-        path = uploads.keep(file, file.name, _SUFFIXES[upload], runs.default_folder())
+        path = uploads.keep(file, file.name, _SUFFIXES[upload], store.default_folder())
         st.session_state[key] = str(path)
     except ISpaSPError as problem:
         st.session_state[f"refused_{key}"] = str(problem)

@@ -1,0 +1,277 @@
+"""Runs from an archive that someone made elsewhere: checked in full before one of them is listed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import re
+import secrets
+import shutil
+import time
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError, safe_open
+
+from ispasp import zip_files
+from ispasp.errors import RunError, listing
+from ispasp.narrative import plural
+from ispasp.result import load_record
+from ispasp.store import ABOUT, EXPORT
+from ispasp.zip_files import Limits
+
+STAGING = ".import-"
+LIMITS = Limits(archive=2 * 2**30, members=20_000, unpacked=8 * 2**30)
+MAX_RUNS = 1000
+MAX_JSON_BYTES = 64 * 2**20  # of one file: it is read whole
+_FILES = ("run.json", "trace.safetensors", "model.safetensors", ABOUT)
+_ONNX = ("dense.onnx", "model.onnx")
+_ABANDONED_SECONDS = 86_400.0
+_PIECE = 2**20
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]{0,119}")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The ids of the runs that were taken in, and a sentence for each thing that is not as in the archive."""
+
+    run_ids: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+Members = dict[str, zipfile.ZipInfo]
+"""What is taken of a run, by its path in the run's folder."""
+
+
+def import_archive(file: BinaryIO, folder: Path, shown: str = "archive.zip") -> Imported:
+    """Take in all runs of a zip archive such as ``store.archive`` makes; all of them or none.
+
+    Only the files that ispasp writes are taken, each run is read as if it were opened, and nothing is unpickled
+    or run. A run whose name is taken gets another.
+
+    Args:
+        file: the archive, open for reading at any place.
+        folder: where runs are kept.
+        shown: the archive's name, for messages, and for the run where it holds a single one without a folder.
+
+    Raises:
+        RunError: it is no archive, holds what it should not or no run, a run in it is damaged or from a newer
+            version, or the folder cannot be written.
+    """
+
+    def refuse(found: str, remedy: str) -> RunError:
+        return RunError(f"The archive {shown[-60:]} {found}: {remedy}.")
+
+    staging = folder / f"{STAGING}{secrets.token_hex(4)}"
+    placed: list[Path] = []
+    with zip_files.opened(file, LIMITS, "runs", refuse) as archive:
+        found, left_out = _runs_in(archive, refuse)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(folder)
+            notes = [_left_out_note(left_out)] if left_out else []
+            for place, (root, members) in enumerate(found.items()):
+                name = root.name or Path(shown).stem
+                notes += _take(archive, members, staging / str(place), name, shown, refuse)
+            for place, root in enumerate(found):
+                name = root.name or Path(shown).stem
+                placed.append(_put(staging / str(place), folder, name))
+                if placed[-1].name != name:
+                    notes.append(f"{name} is called {placed[-1].name} here: {_why(name)}.")
+        except BaseException as error:
+            for path in placed:
+                shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, OSError):
+                reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or error
+                raise RunError(
+                    f"The runs cannot be written to {folder} ({reason}), and nothing of them was kept: free some "
+                    "room or check the folder's permissions, and import again."
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return Imported(tuple(path.name for path in placed), tuple(notes))
+
+
+def _runs_in(
+    archive: zipfile.ZipFile, refuse: zip_files.Refuse
+) -> tuple[dict[PurePosixPath, Members], list[str]]:
+    """The members of each run by its folder in the archive, and the names of the files that are none of these."""
+    files = []
+    for member in archive.infolist():
+        zip_files.check_name(member, "runs", refuse)
+        if not member.is_dir():
+            files.append((PurePosixPath(member.filename), member))
+    folders = {path.parent for path, _ in files if path.name == "run.json"}
+    # A run.json further down, in the folder of a run, is a file like any other.
+    found: dict[PurePosixPath, Members] = {
+        root: {} for root in sorted(folders) if not folders & set(root.parents)
+    }
+    if not found:
+        raise refuse(
+            "holds no run: there is no run.json in it", "give an archive that was downloaded from a runs list"
+        )
+    if len(found) > MAX_RUNS:
+        raise refuse(f"holds {len(found):,} runs, and the limit is {MAX_RUNS:,}", "give a smaller one")
+    left_out = []
+    for path, member in files:
+        root = next((one for one in path.parents if one in found), None)
+        inside = "" if root is None else str(path.relative_to(root))
+        if root is None or not _is_taken(inside):
+            left_out.append(str(path))
+            continue
+        if inside in found[root]:
+            raise refuse(f"holds {str(path)!r} twice", "pack the runs once more")
+        zip_files.check_packing(member, LIMITS, "runs", refuse)
+        if inside.endswith(".json") and member.file_size > MAX_JSON_BYTES:
+            raise refuse(
+                f"holds {str(path)!r} of {member.file_size / 2**20:,.0f} MiB, and the limit for it is "
+                f"{MAX_JSON_BYTES // 2**20} MiB",
+                "give one that was downloaded from a runs list",
+            )
+        found[root][inside] = member
+    return found, left_out
+
+
+def _is_taken(inside: str) -> bool:
+    return inside in _FILES or inside in {f"{EXPORT}/{name}" for name in ("export.json", *_ONNX)}
+
+
+def _left_out_note(names: list[str]) -> str:
+    shown = [repr(name[-60:]) for name in names[:3]]
+    more = [f"{len(names) - 3:,} more"] if len(names) > 3 else []
+    return f"{plural(len(names), 'file')} that ispasp does not write left out: {listing([*shown, *more])}."
+
+
+def _take(
+    archive: zipfile.ZipFile,
+    members: Members,
+    place: Path,
+    name: str,
+    shown: str,
+    refuse: zip_files.Refuse,
+) -> list[str]:
+    """Unpack one run to ``place`` and read it as if it were opened; what to say about it."""
+    for inside, member in members.items():
+        target = place / inside
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # No more is unpacked than the member's header says, and that was checked.
+            with archive.open(member) as source, target.open("xb") as file:
+                while piece := source.read(_PIECE):
+                    file.write(piece)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+            raise refuse(
+                f"is damaged: {member.filename!r} cannot be unpacked", "fetch it once more"
+            ) from error
+    try:
+        record = load_record(place)
+        if problem := _report_problem(record.report):
+            raise RunError(f"The saved run {place} is damaged: its report {problem}. Run it again.")
+        try:
+            with safe_open(place / "model.safetensors", framework="pt") as weights:
+                weights.keys()
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"The saved run {place} is damaged: model.safetensors cannot be read ({error}). Run it again."
+            ) from error
+    except RunError as error:
+        said = str(error).replace(str(place), name)
+        raise RunError(
+            f"The archive {shown[-60:]} cannot be imported, and nothing of it was kept. {said}"
+        ) from error
+    return _check_export(place, name)
+
+
+def _report_problem(report: dict[str, Any]) -> str:
+    """What a list or a page could not show; empty where all is well."""
+    for key in ("params_before", "params_after", "macs_before", "macs_after", "seconds"):
+        if not is_number(report.get(key)):
+            return f"has no number for {key}"
+    for key in ("accuracy_before", "accuracy_after", "agreement"):
+        if report.get(key) is not None and not is_number(report[key]):
+            return f"has no number for {key}"
+    blocks = report.get("blocks")
+    if not isinstance(blocks, list) or not all(
+        isinstance(block, dict)
+        and isinstance(block.get("name"), str)
+        and is_number(block.get("groups"))
+        and is_number(block.get("kept"))
+        for block in blocks
+    ):
+        return "does not say what every block kept"
+    return ""
+
+
+def is_number(value: object) -> bool:
+    """Whether JSON gave a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond floating point
+        return False
+
+
+def _check_export(place: Path, name: str) -> list[str]:
+    """Leave an export out that is not whole: its report names the files that are offered for download."""
+    folder = place / EXPORT
+    if not folder.exists():
+        return []
+    try:
+        report = json.loads((folder / "export.json").read_text())
+        for key, file in zip(("dense_onnx", "onnx"), _ONNX, strict=True):
+            said = report[key]
+            numbers = [said[k] for k in ("bytes", "opset", "max_abs_diff", "max_rel_diff", "examples")]
+            agreement = said["top1_agreement"]
+            whole = said["path"] == f"{EXPORT}/{file}" and (folder / file).is_file()
+            if not whole or not all(map(is_number, [*numbers, 0 if agreement is None else agreement])):
+                raise ValueError
+        latency = report["latency"]
+        times = [latency[model][k] for model in ("dense", "pruned") for k in ("median_ms", "p95_ms")]
+        counts = [latency[k] for k in ("batch", "threads", "pairs", "ratio", "ratio_low", "ratio_high")]
+        if not all(map(is_number, times + counts)):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        shutil.rmtree(folder)
+        return [f"The ONNX files of {name} were left out, as their report is damaged: export it again."]
+    return []
+
+
+def _put(source: Path, folder: Path, name: str) -> Path:
+    """Move an unpacked run into the runs folder, under its name or one like it that is free."""
+    own = name if _NAME.fullmatch(name) else re.sub(r"[^A-Za-z0-9_.+-]+", "-", name)[-100:].strip("-.")
+    wanted = own or "imported"
+    for _ in range(20):
+        place = folder / wanted
+        if not place.exists():
+            try:
+                source.rename(place)
+            except OSError as error:
+                # Another process took the name meanwhile.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            else:
+                return place
+        wanted = f"{own or 'imported'}-{secrets.token_hex(2)}"
+    raise FileExistsError(errno.EEXIST, f"no name like {own} is free")
+
+
+def _why(name: str) -> str:
+    if _NAME.fullmatch(name):
+        return "a run of that name is there already"
+    return "that name cannot be used as a folder's"
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What a process left that was killed while it imported."""
+    for path in folder.glob(f"{STAGING}*"):
+        try:
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue

@@ -1,0 +1,266 @@
+"""Runs that were cut off: what every finished block leaves on disk, so that a run can go on from there.
+
+Each lies in ``.unfinished/<run id>`` of the runs folder until its run is saved, and is locked by the process that
+works on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ispasp.errors import ISpaSPError, RunError
+from ispasp.onepass import BlockDone
+from ispasp.reconstruct import Refit
+from ispasp.records import Started
+from ispasp.result import RunRecord, load_record, write_record
+from ispasp.run_settings import RunSettings
+
+FOLDER = ".unfinished"
+_PLAN = "plan.json"
+PATIENCE = 1.0  # seconds to wait for a lock: whoever lists what is there holds it for a moment
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that nobody works on any more.
+
+    Attributes:
+        run_id: the name its folder will have.
+        settings: what it was asked to do.
+        blocks_done: how many blocks need not be done again.
+        blocks_total: of how many; 0 where it did not come so far.
+        begun_at: ISO 8601, with its time zone.
+        lineage: as in ``RunSummary``.
+    """
+
+    run_id: str
+    settings: RunSettings
+    blocks_done: int
+    blocks_total: int
+    begun_at: str
+    lineage: dict[str, str] = field(default_factory=dict)
+
+
+class Attempt:
+    """A run under way, and what there is of it on disk; locked until it is finished, discarded or let go.
+
+    Attributes:
+        settings, lineage: of the run.
+        begun_at: when it was begun first.
+        counts: how many groups each block keeps; None until that is settled.
+    """
+
+    def __init__(self, runs_folder: Path, run_id: str, patience: float = PATIENCE) -> None:
+        """Take the run's folder, which is there.
+
+        Raises:
+            RunError: another process works on it, or it cannot be read.
+        """
+        self.folder = runs_folder / FOLDER / run_id
+        self.run_id = run_id
+        self._lock = FileLock(self.folder / "lock", thread_local=False)
+        try:
+            self._lock.acquire(patience)
+            self._plan: dict[str, Any] = json.loads((self.folder / _PLAN).read_text())
+            self.settings = RunSettings(**self._plan["settings"])
+            self.lineage: dict[str, str] = dict(self._plan["lineage"])
+            self.counts: list[int] | None = self._plan["counts"]
+            self.begun_at = str(self._plan["begun_at"])
+        except Timeout:
+            raise RunError(f"The run {run_id} is being worked on already.") from None
+        except (OSError, ValueError, KeyError, TypeError, ISpaSPError) as error:
+            self._lock.release()
+            raise RunError(
+                f"The interrupted run {run_id} cannot be taken up ({error}); discard it and run again."
+            ) from error
+
+    @property
+    def blocks_done(self) -> int:
+        """How many blocks, from the first on, were finished."""
+        return len(self._names())
+
+    def known(self) -> list[BlockDone]:
+        """The finished blocks. Raises RunError where they are damaged."""
+        return [_read(self.folder / name) for name in self._names()]
+
+    def _names(self) -> list[str]:
+        """The folders of the finished blocks, from the first on."""
+        found = {path.name for path in self.folder.iterdir() if path.is_dir()}
+        names = [f"{index:04d}" for index in range(len(self.counts or ()))]
+        missing = next((index for index, name in enumerate(names) if name not in found), len(names))
+        return names[:missing]
+
+    def settle(self, counts: Sequence[int]) -> None:
+        """Write down how many groups each block keeps. Raises RunError as ``keep`` does."""
+        self.counts = list(counts)
+        self._plan["counts"] = self.counts
+        _written(self.folder, lambda: _write_plan(self.folder, self._plan))
+
+    def keep(self, index: int, block: BlockDone) -> None:
+        """Write down a finished block, unless it is there.
+
+        Raises:
+            RunError: the disk is full, or cannot be written.
+        """
+        place = self.folder / f"{index:04d}"
+        if place.exists():
+            return
+        partial = self.folder / f".{place.name}.{secrets.token_hex(4)}.partial"
+
+        def write() -> None:
+            try:
+                _write(block, partial)
+                partial.rename(place)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+        _written(self.folder, write)
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Leave it as it is, for whoever takes it up."""
+        self._lock.release()
+
+    def discard(self) -> None:
+        """Remove it: the run is saved, or nobody wants it."""
+        self._lock.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are under way
+            self.folder.parent.rmdir()
+
+
+def begin(
+    runs_folder: Path, run_id: str, settings: RunSettings, lineage: Mapping[str, str] | None = None
+) -> Attempt:
+    """A new attempt.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    folder = runs_folder / FOLDER / run_id
+    plan = {
+        "settings": settings.plain(),
+        "lineage": dict(lineage or {}),
+        "begun_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "counts": None,
+    }
+
+    def write() -> None:
+        folder.mkdir(parents=True)
+        _write_plan(folder, plan)
+
+    _written(folder, write)
+    return Attempt(runs_folder, run_id)
+
+
+def find(runs_folder: Path) -> list[Unfinished]:
+    """The runs that were cut off, newest first; those that a live process works on are left out."""
+    found = []
+    place = runs_folder / FOLDER
+    for path in place.iterdir() if place.is_dir() else ():
+        if not (path / _PLAN).is_file():
+            continue
+        with contextlib.suppress(RunError):
+            attempt = Attempt(runs_folder, path.name, 0)
+            attempt.let_go()
+            total = len(attempt.counts or ())
+            found.append(
+                Unfinished(
+                    path.name, attempt.settings, attempt.blocks_done, total, attempt.begun_at, attempt.lineage
+                )
+            )
+    return sorted(found, key=lambda run: (run.begun_at, run.run_id), reverse=True)
+
+
+def discard(runs_folder: Path, run_id: str) -> None:
+    """Remove what a run has left.
+
+    Raises:
+        RunError: a process works on it.
+    """
+    folder = runs_folder / FOLDER / Path(run_id).name
+    lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+    try:
+        if folder.is_dir():
+            with lock:
+                pass
+    except Timeout:
+        raise RunError(f"The run {run_id} is being worked on; stop it first.") from None
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _written(folder: Path, write: Any) -> None:
+    try:
+        write()
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise RunError(
+            f"What is done of the run cannot be written to {folder}: {error}. Make room there, or choose another "
+            "runs folder (environment variable ISPASP_RUNS)."
+        ) from error
+
+
+def _write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
+    partial = folder / f".{_PLAN}.{secrets.token_hex(4)}"
+    try:
+        partial.write_text(json.dumps(plan, indent=1) + "\n")
+        partial.replace(folder / _PLAN)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(block: BlockDone, folder: Path) -> None:
+    started = Started((block.started.block,), (block.started.keep_groups,))
+    report = {"finished_at": ""}
+    write_record(RunRecord({}, report, list(block.trace), started, [block.started], [block.pruned]), folder)
+    save_file(dict(_tensors(block.refits)), folder / "refits.safetensors")
+    plain = [
+        {"energy": r.energy, "before": r.before, "after": r.after, "notes": r.notes} for r in block.refits
+    ]
+    (folder / "refits.json").write_text(json.dumps(plain) + "\n")
+
+
+def _tensors(refits: Sequence[Refit]) -> Iterable[tuple[str, Tensor]]:
+    for number, refit in enumerate(refits):
+        for name in ("weight", "intercept", "change"):
+            if (value := getattr(refit, name)) is not None:
+                yield f"{name}.{number}", value.detach().cpu().clone().contiguous()
+
+
+def _read(folder: Path) -> BlockDone:
+    record = load_record(folder)
+    try:
+        tensors = load_file(folder / "refits.safetensors")
+        plain = json.loads((folder / "refits.json").read_text())
+        refits = tuple(
+            Refit(
+                weight=tensors[f"weight.{number}"],
+                intercept=tensors.get(f"intercept.{number}"),
+                change=tensors.get(f"change.{number}"),
+                energy=values["energy"],
+                before=values["before"],
+                after=values["after"],
+                notes=tuple(values["notes"]),
+            )
+            for number, values in enumerate(plain)
+        )
+        return BlockDone(record.blocks_started[0], tuple(record.trace), record.blocks_pruned[0], refits)
+    except (OSError, SafetensorError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder} is damaged ({error})") from error

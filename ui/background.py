@@ -1,0 +1,117 @@
+"""A job that a page starts and follows: its id in the address and in the session, and how it goes.
+
+The address survives a refresh, the session survives a change of page; another browser sees the newest such job
+that is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import streamlit as st
+
+from ispasp.errors import ISpaSPError
+from ispasp.jobs import Job, Snapshot, State, Work, registry
+from ispasp.narrative import duration
+from ui import library
+from ui.words import HELP, escaped
+
+
+class Follower(NamedTuple):
+    """What a page follows.
+
+    Attributes:
+        subjects: of the jobs it may start.
+        query: the name that the job's id has in the address.
+        stop: what Stop does, on hover.
+    """
+
+    subjects: tuple[str, ...]
+    query: str
+    stop: str
+
+    def job(self) -> Job | None:
+        """The job that this session follows, else the newest one under way."""
+        id = st.query_params.get(self.query) or st.session_state.get(f"seen_{self.query}")
+        job = registry.get(id) if id else None
+        if job is None or job.subject not in self.subjects:
+            going = [one for one in registry.jobs() if one.subject in self.subjects and not one.state.ended]
+            job = going[-1] if going else None
+        self.follow(job)
+        return job
+
+    def follow(self, job: Job | None) -> None:
+        """Follow this job from now on, or none."""
+        if job is None:
+            st.session_state.pop(f"seen_{self.query}", None)
+            st.query_params.pop(self.query, None)
+            return
+        st.session_state[f"seen_{self.query}"] = job.id
+        if st.query_params.get(self.query) != job.id:
+            st.query_params[self.query] = job.id
+
+    def submit(self, title: str, work: Work, device: str, subject: str) -> None:
+        """Start a job on a device by its name in the settings, and follow it; a refusal is told by ``watch``."""
+        try:
+            self.follow(registry.submit(title, work, library.slot(device), subject=subject))
+        except ISpaSPError as problem:
+            st.session_state[f"refused_{self.query}"] = str(problem)
+
+    def watch(self, job: Job | None, ended: Callable[[Snapshot], None] = lambda snapshot: None) -> None:
+        """How the job goes: a bar and its buttons, looked at every second; the page is drawn anew when it ends.
+
+        Args:
+            ended: draws what there is to say once it has ended.
+        """
+        if refused := st.session_state.pop(f"refused_{self.query}", None):
+            st.error(escaped(refused))
+        if job is None:
+            return
+        state, live = job.state, job.snapshot().live
+
+        @st.fragment(run_every=1.0 if live else None)
+        def draw() -> None:
+            snapshot = job.snapshot()
+            if (snapshot.state, snapshot.live) != (state, live):
+                st.rerun()
+            with st.container(border=True, key=f"status_{self.query}"):
+                st.progress(snapshot.done, text=status(snapshot))
+                if snapshot.error:
+                    st.error(escaped(snapshot.error))
+                if snapshot.state.ended:
+                    ended(snapshot)
+                self._buttons(job, snapshot)
+
+        draw()
+
+    def _buttons(self, job: Job, snapshot: Snapshot) -> None:
+        with st.container(horizontal=True):
+            if snapshot.state.ended:
+                st.button("Close", key=f"close_{self.query}", on_click=self.follow, args=(None,))
+                return
+            if snapshot.state is State.PAUSED:
+                st.button("Go on", key=f"go_on_{self.query}", on_click=job.run, disabled=snapshot.stopping)
+            else:
+                st.button(
+                    "Pause", key=f"pause_{self.query}", on_click=job.pause, help=HELP["pause"],
+                    disabled=snapshot.stopping,
+                )  # fmt: skip
+            st.button(
+                "Stop", key=f"stop_{self.query}", on_click=job.cancel, help=self.stop,
+                disabled=snapshot.stopping,
+            )  # fmt: skip
+
+
+def status(snapshot: Snapshot) -> str:
+    """``"**Title**: what it does · about 5 s left"``."""
+    title = f"**{escaped(snapshot.title)}**"
+    if snapshot.state is State.QUEUED:
+        return f"{title}: waiting for the device; it starts by itself"
+    if snapshot.state is State.RUNNING:
+        left = "" if snapshot.seconds_left is None else f" · about {duration(snapshot.seconds_left)} left"
+        doing = "ending" if snapshot.stopping else snapshot.doing or "starting"
+        return f"{title}: {escaped(doing)}{left}"
+    if snapshot.state is State.FINISHED:
+        return f"{title}: finished in {duration(snapshot.seconds)}"
+    return f"{title}: {snapshot.state.value}"

@@ -1,0 +1,219 @@
+"""The form of the Budget page: which model, how it is pruned, what it may cost and lose."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import streamlit as st
+
+from ispasp import selectors, zoo
+from ispasp.budget import Budget
+from ispasp.errors import ISpaSPError
+from ispasp.narrative import quantity
+from ispasp.run_settings import RunSettings
+from ispasp.settings import RECONSTRUCTIONS
+from ispasp.vocabulary import refit_words, selector_words
+from ui import library, models
+from ui.words import HELP, escaped, source_words, unusual_words
+
+ALONE = "Accuracy alone"
+KINDS = {"MACs": "macs", "Parameters": "params", "Speed": "speedup", ALONE: ""}
+UNITS = {"% of dense": 0.0, "k": 1e3, "M": 1e6, "G": 1e9}
+"""What one of them is; a share is no fixed number."""
+_SHARE = "% of dense"
+_VARIED = ("model", "keep", "keep_by_block", "allocation", "selector", "reconstruct", "samples", "device")
+_USUAL = dataclasses.asdict(RunSettings(library.FIRST_MODEL))
+_HELP = {
+    "model": "The sample models, and every model that was set up on Explore in this browser session, with all its "
+    "other settings.",
+    "kind": "What the pruned model may cost: multiply-accumulate operations for one example (MACs), trained numbers "
+    "(parameters), or time in onnxruntime at batch 1 on this machine (speed). Accuracy alone: the fewest MACs that "
+    "lose no more than you allow.",
+    "most": "Of the dense model's, or as a number of your own: k are thousands, M millions, G thousand millions.",
+    "fast": "How many times faster than the dense model, at batch 1 on this machine. Every layer is timed once at "
+    "every width, then whole models are, until one is fast enough.",
+    "loss": "Percentage points of accuracy that pruning may cost, measured on the test examples; it needs labels. "
+    "Empty: any loss. Where it contradicts the cost, the result says what each would need.",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the form says.
+
+    Attributes:
+        settings: None where they cannot be used.
+        budgets: what to meet; empty where that cannot be tried.
+        problem: why not; empty where it can.
+        words: the same for people.
+    """
+
+    settings: RunSettings | None
+    budgets: tuple[Budget, ...]
+    problem: str
+    words: str
+
+
+def draw() -> Asked:
+    """The widgets, and what they amount to."""
+    bases = _bases()
+    _begin(bases)
+    first = st.columns([1.6, 1.8, 1.5, 1], vertical_alignment="bottom")
+    name = first[0].selectbox(
+        "Model", list(bases), key="budget_model", bind="query-params", persist_state="session",
+        on_change=_other_model, help=_HELP["model"],
+    )  # fmt: skip
+    base = bases[name]
+    selector = first[1].selectbox(
+        "Selector", selectors.names(), key="budget_selector", bind="query-params", persist_state="session",
+        format_func=lambda one: selector_words(one).title, help=HELP["selector"],
+    )  # fmt: skip
+    refit = first[2].selectbox(
+        "Re-fit", RECONSTRUCTIONS, key="budget_refit", bind="query-params", persist_state="session",
+        format_func=lambda one: refit_words(one)[0], help=HELP["reconstruct"],
+    )  # fmt: skip
+    st.session_state.setdefault("budget_samples", base.samples)
+    samples = first[3].number_input(
+        "Samples", 1, step=1, key="budget_samples", bind="query-params", persist_state="session",
+        help=HELP["samples"],
+    )  # fmt: skip
+    costs = _costs(base)
+    budgets, problem = _budgets(base, costs)
+    settings = None
+    try:
+        settings = dataclasses.replace(
+            base, selector=selector, reconstruct=refit, samples=samples or 0, keep_by_block={}, allocation="uniform"
+        )  # fmt: skip
+    except ISpaSPError as error:
+        problem = str(error)
+    return Asked(settings, () if problem else budgets, problem, _words(base, budgets, costs))
+
+
+def _bases() -> dict[str, RunSettings]:
+    """What a budget can start from, by title: the settings last used on Explore, and the sample models as they come."""
+    found: dict[str, RunSettings] = {}
+    for key, value in st.session_state.items():
+        if str(key).startswith("last_") and isinstance(value, RunSettings):
+            found[source_words(value.model)] = value
+    usual = {
+        name: RunSettings(name, samples=library.sample_count(zoo.card(name).dataset)) for name in zoo.names()
+    }
+    return {**{name: found.get(name, base) for name, base in usual.items()}, **found}
+
+
+def _begin(bases: dict[str, RunSettings]) -> None:
+    """Give the widgets their first values: of the model last looked at on Explore, where the address has none."""
+    state = st.session_state
+    last = source_words(state.get("panel_values", {}).get("model", library.FIRST_MODEL))
+    name = state.get("budget_model") or st.query_params.get("budget_model", last)
+    if name not in bases:
+        name = last if last in bases else library.FIRST_MODEL
+        state.budget_model = name
+    base = bases[name]
+    for key, value in (
+        ("budget_model", name),
+        ("budget_selector", base.selector),
+        ("budget_refit", base.reconstruct),
+        ("budget_samples", base.samples),
+    ):
+        if key not in state and key not in st.query_params:
+            state[key] = value
+
+
+def _other_model() -> None:
+    """The number of examples belongs to the model."""
+    st.session_state.pop("budget_samples", None)
+
+
+def _costs(base: RunSettings) -> dict[str, float]:
+    """What the dense model costs; empty where it cannot be said at once."""
+    source = base.model_source()
+    if not models.at_once(source):
+        return {}
+    try:
+        parameters, macs = models.costs(source)
+    except ISpaSPError:
+        return {}  # the job will say why
+    return {"macs": float(macs), "params": float(parameters)}
+
+
+def _budgets(base: RunSettings, costs: dict[str, float]) -> tuple[tuple[Budget, ...], str]:
+    """The second row of widgets: what is to be met, and why it cannot be tried."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        title = st.segmented_control(
+            "The pruned model is held to", list(KINDS), default="MACs", required=True, key="budget_kind",
+            bind="query-params", persist_state="session", width="content", help=_HELP["kind"],
+        ) or "MACs"  # fmt: skip
+        kind = KINDS[title]
+        given, problem = _cost(base, title, costs)
+        points = st.number_input(
+            "Lose at most (points)", 0.0, value=None, step=0.5, format="%g", key="budget_loss", width=200,
+            persist_state="session", placeholder="any loss" if kind else "such as 2", help=_HELP["loss"],
+        )  # fmt: skip
+    if points is not None:
+        given.append(("loss", points, False))
+    elif not kind:
+        problem = "Give how many points of accuracy the pruned model may lose."
+    try:
+        return tuple(Budget(kind, float(limit), share) for kind, limit, share in given), problem
+    except ISpaSPError as error:
+        return (), problem or str(error)
+
+
+def _cost(
+    base: RunSettings, title: str, costs: dict[str, float]
+) -> tuple[list[tuple[str, float, bool]], str]:
+    """The number beside the choice of cost: kind, limit and whether it is a share; and what is missing."""
+    kind = KINDS[title]
+    if not kind:
+        return [], ""
+    if kind == "speedup":
+        times = st.number_input(
+            "Times faster, at least", 0.0, value=2.0, step=0.1, format="%g", key="budget_speed", width=200,
+            persist_state="session", help=_HELP["fast"],
+        )  # fmt: skip
+        if times is None:
+            return [], "Give how many times faster the pruned model should be."
+        return [(kind, times, False)], ""
+    key = f"budget_unit_{kind}"
+    size = UNITS[st.session_state.get(key, _SHARE)]
+    usual = 0.5 * costs.get(kind, 0.0) / size if size else 50.0
+    most = st.number_input(
+        "At most", 0.0, value=float(f"{usual:.3g}"), step=_step(usual), format="%g", width=150,
+        key=f"budget_{kind}_{size:g}" + (f"_{base.model}" if size else ""), persist_state="session",
+        help=_HELP["most"],
+    )  # fmt: skip
+    st.selectbox("Unit", list(UNITS), key=key, persist_state="session", label_visibility="hidden", width=130)
+    if most is None:
+        return (
+            [],
+            f"Give the most {'MACs' if kind == 'macs' else 'parameters'} that the pruned model may have.",
+        )
+    return [(kind, round(most * size) if size else most / 100, not size)], ""
+
+
+def _step(usual: float) -> float:
+    """A tenth of what is usual, as a round number."""
+    return float(f"{max(usual, 1e-6) / 10:.0e}")
+
+
+def _words(base: RunSettings, budgets: tuple[Budget, ...], costs: dict[str, float]) -> str:
+    """``"At most 50 % of the MACs of mnist_mlp: 49 k of 98 k."``, and what of the settings is not as usual."""
+    model = escaped(source_words(base.model))
+    said = [f"{described(budgets)}, {model}"] if budgets else []
+    if budgets and (dense := costs.get(budgets[0].kind)):
+        most = budgets[0].most(dense)
+        said = [f"{said[0]}: {quantity(most, dense)} of {quantity(dense)}"]
+    if any(budget.kind == "speedup" for budget in budgets):
+        said.append("Times are measured, so leave the machine to it meanwhile")
+    rest = {key: value for key, value in dataclasses.asdict(base).items() if key not in _VARIED}
+    if unusual := unusual_words(rest, _USUAL):
+        said.append(f"As set on Explore: {', '.join(unusual)}")
+    return "".join(f"{sentence}. " for sentence in said)
+
+
+def described(budgets: tuple[Budget, ...]) -> str:
+    """``"At most 50 % of the MACs, lose at most 2 points of accuracy"``."""
+    text = ", ".join(budget.words for budget in budgets)
+    return text[:1].upper() + text[1:]
