@@ -1,5 +1,6 @@
 # make app    install what is needed into .venv and start the explorer in the browser
-# make test   the same install, plus what the tests need, then the whole test suite
+# make test   the same install, plus what the tests need, then the test suite (minutes)
+# make check  as make test, with the slow tests: 17 architectures, all notebooks, long browser journeys
 # make lint   lint, format check, type check
 # Options:    make app PYTHON=python3.12 ARGS="--server.port 8600"; make test ARGS="-k zoo"; make test WORKERS=4
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help app test lint format
+.PHONY: help app test check lint format
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -21,6 +22,9 @@ app: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "" $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -159,8 +159,8 @@ class _Run:
             found = yield from _part(trials.cheapest(self.most_loss.limit, *ends), 0.35, 0.6)
             if found is None:
                 raise SettingError(
-                    f"The budget {self.most_loss} was not met by any model that was tried: {trials.mildest()}; allow a "
-                    "larger loss, re-fit or distil, or round to a smaller multiple."
+                    f"The budget '{self.most_loss.words}' was not met by any model that was tried: "
+                    f"{trials.mildest()}; allow a larger loss, re-fit or distil, or round to a smaller multiple."
                 )
             return found[0], search.cost(found[0])
         if self.limit.kind == "speedup":
@@ -191,7 +191,7 @@ class _Run:
         by_block = search.keeps(counts) if role == "budget" else {}
         asked = dataclasses.replace(self.settings, keep=keep, keep_by_block=by_block)
         steps = runs.execute(
-            asked, self.runs_folder, allow_code=self.allow_code, lineage={"budget": name, "role": role}
+            asked, self.runs_folder, lineage={"budget": name, "role": role}, opened=search.opened
         )
         report: dict[str, Any] = {}
         run_id = ""
@@ -256,7 +256,7 @@ class _Run:
             limits["loss"] = self.most_loss.limit
             lost = self._lost(own)
             met = met and lost <= self.most_loss.limit
-            sentences.append(_loss_sentence(lost, self.most_loss, chosen_by_it=self.limit is None))
+            sentences.append(needs or _loss_sentence(lost, self.most_loss, chosen_by_it=self.limit is None))
         return BudgetReport(
             id=name,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -270,7 +270,7 @@ class _Run:
             budget=own,
             uniform=other,
             rounds=tuple(search.rounds),
-            sentences=tuple(sentence for sentence in (*sentences, needs) if sentence),
+            sentences=tuple(sentences),
         )
 
     def _beside(self, own: Side, other: Side | None) -> str:

@@ -10,6 +10,8 @@ import plotly.graph_objects as go
 from ispasp.budget_report import BudgetReport
 from ispasp.looks import GROUND, LOOKS, GroupState, layout
 
+TOP = 44  # pixels for the legend; with the same above a heat map beside it, the blocks of both are level
+
 
 class KeptInfo(NamedTuple):
     """Groups kept per block, in network order: ``groups``, ``budget`` and ``uniform`` int64 (blocks,).
@@ -72,7 +74,7 @@ def kept_figure(report: BudgetReport, dark: bool = False, height: int | None = N
             )
         )
     layout(figure, height or 120 + 24 * len(info.names), bargap=0.35, showlegend=True)
-    figure.update_layout(margin_t=30)  # as in the heat map, so that blocks side by side are level
+    figure.update_layout(margin_t=TOP)
     figure.update_xaxes(title="kept fraction", range=[0, 1.03], tickformat=".0%")
     figure.update_yaxes(autorange="reversed", type="category")
     return figure

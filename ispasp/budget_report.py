@@ -58,7 +58,7 @@ class Budget:
             (0.0, 1.0, "above 0 % and below 100 %") if self.share else (1.0, math.inf, "more than 1"),
         )
         if not low < self.limit < high:
-            raise SettingError(f"The budget {self} is out of range: give {accepted}.")
+            raise SettingError(f"The budget '{self.words}' is out of range: give {accepted}.")
 
     def __str__(self) -> str:
         if self.share:

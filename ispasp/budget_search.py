@@ -111,12 +111,14 @@ class Search:
         most, what = budget.most(dense), "MACs" if budget.kind == "macs" else "parameters"
         if most >= dense:
             raise SettingError(
-                f"The budget {budget} asks for nothing: the dense model has {quantity(dense)} {what}; give less."
+                f"The budget '{budget.words}' asks for nothing: the dense model has {quantity(dense)} {what}; give "
+                "less."
             )
         if most < least * (1 - 1e-9):
             raise SettingError(
-                f"The budget {budget} cannot be reached: with the fewest groups in every block {quantity(least)} "
-                f"{what} are left, {percent(least / dense)} of the dense model's; allow more{self.instead}."
+                f"The budget '{budget.words}' cannot be reached: with the fewest groups in every block "
+                f"{quantity(least)} {what} are left, {percent(least / dense)} of the dense model's; allow "
+                f"more{self.instead}."
             )
         return most
 
@@ -195,11 +197,11 @@ class Stopwatch:
         fastest = yield from self.speedup(search.fewest)
         if fastest < budget.limit * BELOW:
             before, after = (search.cost(counts) - self.fixed for counts in (search.whole, search.fewest))
+            rest = f", and all else {self.fixed:.2g} ms" if self.fixed else ""
             raise SettingError(
-                f"The budget {budget} cannot be reached: with the fewest groups in every block the model is "
-                f"{fastest:.2f}x as fast at batch 1 on this machine, because the layers that pruning narrows still "
-                f"take {after:.2g} ms of {before:.2g} ms by the table, and all else {self.fixed:.2g} ms; ask for less"
-                f"{search.instead}."
+                f"The budget '{budget.words}' cannot be reached: with the fewest groups in every block the model is "
+                f"{fastest:.2f}x as fast, because the layers that pruning narrows still take {after:.2g} ms of "
+                f"{before:.2g} ms by the table{rest}; ask for less{search.instead}."
             )
 
     def meet(self, budget: Budget) -> Generator[Progress, None, tuple[Counts, float]]:

@@ -55,7 +55,8 @@ class OnePass:
         scores: importance per block name that was measured on the dense model beforehand.
         clock: seconds of work so far.
         progress: accounts for work, in examples times ``Traced.cost``, and says so now and then.
-        known: blocks, from the first on, that an earlier execution has finished: taken over as they are.
+        known: blocks, by their place in the plan, that an earlier execution has finished: taken over as they are.
+        done: the blocks finished so far, by their place in the plan, in the order of execution.
     """
 
     reference: Reference
@@ -65,8 +66,8 @@ class OnePass:
     scores: Mapping[str, Tensor]
     clock: Callable[[], float]
     progress: Callable[[float, str], Iterator[Progress]]
-    known: Sequence[BlockDone] = ()
-    done: list[BlockDone] = field(default_factory=list)
+    known: Mapping[int, BlockDone] = field(default_factory=dict)
+    done: dict[int, BlockDone] = field(default_factory=dict)
     # What to do to the dense module, in this order, to have the pruned one.
     edits: list[Callable[[nn.Module], None]] = field(default_factory=list)
 
@@ -81,10 +82,13 @@ class OnePass:
     @property
     def trace(self) -> list[Iteration]:
         """The iterations of all finished blocks."""
-        return [iteration for block in self.done for iteration in block.trace]
+        return [iteration for block in self.done.values() for iteration in block.trace]
 
     def prune_block(self, index: int) -> Iterator[Event]:
-        """Execute up to a block's first consumer, with ``index`` rising by one at each call, and prune it."""
+        """Execute up to the first consumer of the block at ``index`` of the plan, and prune it.
+
+        To be called in the order of execution, see ``Reference.order``.
+        """
         block, _ = self.plan[index]
         first = self.by_name[block.reads[0]]
         for node in self._nodes:
@@ -96,11 +100,11 @@ class OnePass:
             yield from self._execute(node)
             drift = self._drift(index, node)
             self.pruned.free(node)
-            if index < len(self.known):
+            if index in self.known:
                 event = self.known[index].pruned
             else:
                 event = self._block_pruned(index, trace[-1], drift, self.clock() - began, refits)
-            self.done.append(BlockDone(started, tuple(trace), event, tuple(refit for _, refit in refits)))
+            self.done[index] = BlockDone(started, tuple(trace), event, tuple(refit for _, refit in refits))
             yield event
             return
 
@@ -133,7 +137,7 @@ class OnePass:
         """Select this block's groups on the pruned stream, whose consumers then read them alone."""
         block, kept = self.plan[index]
         settings, stream = self.settings, self.pruned
-        known = self.known[index] if index < len(self.known) else None
+        known = self.known.get(index)
         scores = self.scores.get(block.name)
         collected = statistics.collect_at(
             block, self.traced, stream, settings.hidden_sum == "absolute", scores

@@ -70,7 +70,10 @@ class Opened:
         self.subject = Subject(loaded.model, calibration, evaluation, devices.pick(device))
 
     def variant(
-        self, settings: RunSettings, counts: Sequence[int] | None = None, known: Sequence[BlockDone] = ()
+        self,
+        settings: RunSettings,
+        counts: Sequence[int] | None = None,
+        known: Mapping[int, BlockDone] | None = None,
     ) -> Variant:
         """A run with these settings; ``counts`` and ``known`` as in ``Variant``.
 

@@ -26,6 +26,7 @@ class Reference:
     Attributes:
         traced: the model; for asymmetric targets, nodes are reordered so that shortcuts are known in time.
         roles: what becomes of every consumer's output.
+        order: places in the list of blocks, in the order in which their first consumers are executed.
         dense: its values; over all calibration data for asymmetric targets, else over a few examples.
     """
 
@@ -53,10 +54,12 @@ class Reference:
             self.roles = {read: targets.role(read, traced) for read in reads}
         self.traced = masking.hold(traced, blocks)
         self.by_name, self.asymmetric, self._next = by_name, asymmetric, 0
+        position = {node.name: number for number, node in enumerate(self.traced.nodes)}
+        self.order = sorted(range(len(blocks)), key=lambda index: position[blocks[index].reads[0]])
         self.dense = Stream(self.traced, [batch.copy() for batch in (batches if asymmetric else [probe])])
 
     def advance(self, block: Block) -> Iterator[float]:
-        """Execute everything up to the first consumer of ``block``, and that.
+        """Execute everything up to the first consumer of ``block``, and that; blocks come in ``order``.
 
         Yields the work done since it yielded last, in examples times ``Traced.cost``, where it is worth telling.
         """

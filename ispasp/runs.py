@@ -59,6 +59,7 @@ def execute(
     *,
     allow_code: bool = False,
     lineage: Mapping[str, str] | None = None,
+    opened: Opened | None = None,
 ) -> Iterator[Event | RunSaved]:
     """Prune a model and save the run; the last event is ``RunSaved``.
 
@@ -71,6 +72,7 @@ def execute(
         path: the folder itself, where the caller wants to name it.
         allow_code: whether a Python file that the settings name may be run.
         lineage: what the run belongs to, such as ``{"sweep": ID}``; kept in its settings.
+        opened: the model and the data that the settings name, where they are open already.
 
     Raises:
         ISpaSPError: what was given cannot be used, or the folder cannot be written.
@@ -78,7 +80,8 @@ def execute(
     devices.pick(settings.device)
     path = runs_folder / new_run_id(settings) if path is None else path
     check_new_folder(path)
-    opened = yield from open_all(settings, allow_code=allow_code)
+    if opened is None:
+        opened = yield from open_all(settings, allow_code=allow_code)
     with unfinished.begin(path.parent, path.name, settings, lineage) as attempt:
         yield from _attempted(opened, attempt, path)
     yield RunSaved(path.name, path)

@@ -90,13 +90,15 @@ def heat_figure(info: HeatInfo, dark: bool = False, height: int | None = None) -
     )
     figure.update_xaxes(title=f"kept fraction of this block alone; colour: {title}", type="category")
     figure.update_yaxes(autorange="reversed", type="category")
-    layout(figure, height or 120 + 24 * len(info.names))
-    return figure.update_layout(margin_t=30)  # as in the picture of what is kept, so that blocks are level
+    return layout(figure, height or 120 + 24 * len(info.names))
 
 
 def advice(curves: Sequence[Curve]) -> str:
-    """Which blocks to spare and which can give most, in a sentence: by the divergence at half of the groups, and
-    at the fewest that were measured."""
+    """Which blocks to spare and which can give most, in a sentence.
+
+    Spared are those whose divergence at half of the groups is at least half of the largest one (three at most); of
+    the others, the one gives most that can be pruned farthest and still diverges less than that.
+    """
     if len(curves) == 1:
         return f"{curves[0].block.name} is the only block: {_at(curves[0], HALF)}."
     half = {curve.block.name: curve.at(max(1, round(HALF * curve.block.groups))) for curve in curves}
@@ -106,16 +108,24 @@ def advice(curves: Sequence[Curve]) -> str:
     left = [curve for curve in ranked if curve not in spared]
     if worst == 0 or not left:
         return "All blocks are about as sensitive as one another, so none needs to be spared more than the others."
-    gives = min(left, key=lambda curve: curve.divergence[0])
+    reach = {curve.block.name: _reach(curve, ALIKE * worst) for curve in left}
+    gives = min(left, key=lambda curve: reach[curve.block.name])
     names = listing(curve.block.name for curve in spared)
-    first = f"Spare {names}: {_at(spared[0], HALF)}{f' of {spared[0].block.name}' if len(spared) > 1 else ''}"
-    return f"{first}; {gives.block.name} can give most: {_at(gives, 0.0)}."
+    first = f"Spare {names}: {_at(spared[0], HALF, named=len(spared) > 1)}"
+    return f"{first}; {gives.block.name} can give most: {_at(gives, reach[gives.block.name][0])}."
 
 
-def _at(curve: Curve, fraction: float) -> str:
+def _reach(curve: Curve, most: float) -> tuple[float, float]:
+    """The smallest measured fraction whose divergence is below ``most``, and that divergence."""
+    at = next(i for i, divergence in enumerate(curve.divergence) if divergence < most)
+    return curve.kept[at] / curve.block.groups, curve.divergence[at]
+
+
+def _at(curve: Curve, fraction: float, named: bool = False) -> str:
     """What is left at the measured count next to ``fraction``."""
     index = int(np.abs(np.array(curve.kept) - fraction * curve.block.groups).argmin())
     kept = f"with {curve.kept[index]:,} of {plural(curve.block.groups, curve.block.kind)}"
+    kept += f" of {curve.block.name}," if named else ""
     if curve.agreement is not None:
         return f"{kept} {percent(curve.agreement[index])} of the answers stay the same"
     return f"{kept} the output moves by {three_digits(curve.divergence[index])} of its energy"

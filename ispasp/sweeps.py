@@ -174,9 +174,9 @@ def _in_step(
         for variant in variants:
             variant.join(reference)
         blocks = [block for block, _ in variants[0].plan]
-        for index, block in enumerate(blocks):
-            doing = f"block {index + 1} of {len(blocks)} ({block.name}){several}"
-            for work in reference.advance(block):
+        for number, index in enumerate(reference.order, start=1):
+            doing = f"block {number} of {len(blocks)} ({blocks[index].name}){several}"
+            for work in reference.advance(blocks[index]):
                 for variant in variants:
                     variant.done += work  # each would have to do it alone
                 yield progress(doing)

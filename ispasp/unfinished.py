@@ -89,19 +89,17 @@ class Attempt:
 
     @property
     def blocks_done(self) -> int:
-        """How many blocks, from the first on, were finished."""
+        """How many blocks were finished."""
         return len(self._names())
 
-    def known(self) -> list[BlockDone]:
-        """The finished blocks. Raises RunError where they are damaged."""
-        return [_read(self.folder / name) for name in self._names()]
+    def known(self) -> dict[int, BlockDone]:
+        """The finished blocks by their place in the plan. Raises RunError where they are damaged."""
+        return {int(name): _read(self.folder / name) for name in self._names()}
 
     def _names(self) -> list[str]:
-        """The folders of the finished blocks, from the first on."""
-        found = {path.name for path in self.folder.iterdir() if path.is_dir()}
-        names = [f"{index:04d}" for index in range(len(self.counts or ()))]
-        missing = next((index for index, name in enumerate(names) if name not in found), len(names))
-        return names[:missing]
+        """The folders of the finished blocks."""
+        names = {f"{index:04d}" for index in range(len(self.counts or ()))}
+        return sorted(path.name for path in self.folder.iterdir() if path.name in names)
 
     def settle(self, counts: Sequence[int]) -> None:
         """Write down how many groups each block keeps. Raises RunError as ``keep`` does."""

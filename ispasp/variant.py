@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ class Variant:
         names: Sequence[str] | None = None,
         source: str = "",
         counts: Sequence[int] | None = None,
-        known: Sequence[BlockDone] = (),
+        known: Mapping[int, BlockDone] | None = None,
     ) -> None:
         """
         Args:
@@ -58,7 +58,7 @@ class Variant:
             names: which blocks to prune; all prunable ones by default.
             source: where the model came from, for the record.
             counts: how many groups each block keeps, where an earlier attempt at this run has found it out.
-            known: the blocks that the earlier attempt has finished, from the first on.
+            known: the blocks that the earlier attempt has finished, by their place in the plan.
 
         Raises:
             SettingError, ModelError: a block is unknown or cannot be pruned, or has no fraction.
@@ -70,7 +70,7 @@ class Variant:
         self._shared_out = settings.allocation != "uniform" and counts is None
         if counts is not None:
             self.plan = [(block, kept) for (block, _), kept in zip(self.plan, counts, strict=True)]
-        self._known = known
+        self._known = known or {}
         self._pass: OnePass | None = None
         self._started: Started | None = None
         work, blocks = subject.work, len(self.plan)
@@ -90,9 +90,9 @@ class Variant:
         return self.settings.reconstruct == "asymmetric"
 
     @property
-    def blocks_done(self) -> list[BlockDone]:
-        """What has happened to the blocks so far, those of an earlier attempt included once they were passed."""
-        return self._pass.done if self._pass else []
+    def blocks_done(self) -> Mapping[int, BlockDone]:
+        """What has happened to the blocks so far, by their place in the plan, in the order of execution."""
+        return self._pass.done if self._pass else {}
 
     def events(self) -> Iterator[Event]:
         """The whole run; the last event is ``Finished``."""
@@ -102,8 +102,8 @@ class Variant:
         yield from self.prepare()
         reference = self.reference()
         self.join(reference)
-        for index, (block, _) in enumerate(self.plan):
-            for work in reference.advance(block):
+        for index in reference.order:
+            for work in reference.advance(self.plan[index][0]):
                 yield from self.progress(work, "streaming the dense network")
             yield from self.prune_block(index)
         yield from self.finish()
@@ -194,15 +194,15 @@ class Variant:
             "device": devices.describe(subject.device),
             "seconds": self._clock(),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "blocks": [reports.block(block.pruned) for block in one_pass.done],
+            "blocks": [reports.block(block.pruned) for block in one_pass.done.values()],
         }
         result = PruneResult(
             settings=self._plain_settings(),
             report=report,
             trace=one_pass.trace,
             started=self._started,
-            blocks_started=[block.started for block in one_pass.done],
-            blocks_pruned=[block.pruned for block in one_pass.done],
+            blocks_started=[block.started for block in one_pass.done.values()],
+            blocks_pruned=[block.pruned for block in one_pass.done.values()],
             distilled=distilled,
             predictions=predictions,
             model=pruned.to(subject.home),

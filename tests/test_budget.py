@@ -205,7 +205,7 @@ def test_a_table_that_is_off_is_corrected_by_what_was_measured(stopwatch: None, 
 
 def test_a_speedup_out_of_reach_says_what_can_be_reached(stopwatch: None, tmp_path: Path) -> None:
     asked = small_settings(tmp_path)
-    with pytest.raises(SettingError, match=r"cannot be reached: .* is [\d.]+x as fast .* because the layers"):
+    with pytest.raises(SettingError, match=r"cannot be reached: .* is [\d.]+x as fast, because the layers"):
         list(budget.execute(asked, [budget.parse("speedup=50")], tmp_path / "runs", allow_code=True))
 
 

@@ -25,7 +25,9 @@ def kinds(notebook: nbformat.NotebookNode) -> list[list[set[str]]]:
     ]
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "path", [PATHS[0], *(pytest.param(*p.values, id=p.id, marks=pytest.mark.slow) for p in PATHS[1:])]
+)
 def test_a_walk_through_runs(path: Path, tmp_path: Path) -> None:
     committed, fresh = read(path), read(path)
     for cell in code(fresh):

@@ -141,5 +141,10 @@ def test_the_advice_names_what_to_spare_and_what_can_give() -> None:
     table = budget_tables.sensitivity_table(made)
     assert table.splitlines()[2].split() == ["b", *3 * ["90.0%"], *3 * ["97.0%"], "100.0%"]
     assert table.endswith(sensitivity_figures.advice(made))
+    alike = sensitivity_figures.advice([made[0], curve("d", 0.1, (0.5, 0.8, 1.0)), made[2]])
+    assert alike == (
+        "Spare a and d: with 16 of 32 channels of a, 80.0 % of the answers stay the same; c can give most: with 16 of "
+        "32 channels 90.0 % of the answers stay the same."  # with 8 it would lose as much as what is spared
+    )
     assert sensitivity_figures.advice(made[:1]).startswith("a is the only block: with 16 of 32")
     assert "about as sensitive" in sensitivity_figures.advice([made[0], curve("d", 0.1, None)])

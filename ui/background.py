@@ -76,9 +76,11 @@ class Follower(NamedTuple):
             if (snapshot.state, snapshot.live) != (state, live):
                 st.rerun()
             with st.container(border=True, key=f"status_{self.query}"):
-                st.progress(snapshot.done, text=status(snapshot))
                 if snapshot.error:
+                    st.markdown(status(snapshot))
                     st.error(escaped(snapshot.error))
+                else:
+                    st.progress(snapshot.done, text=status(snapshot))
                 if snapshot.state.ended:
                     ended(snapshot)
                 self._buttons(job, snapshot)

@@ -113,8 +113,6 @@ def _landed(job: Job, asked: Asked, folder: Path) -> bool:
 def _ended(snapshot: Snapshot) -> None:
     if snapshot.state is State.FINISHED:
         st.caption("The settings above were changed meanwhile. Set them back to see the heat map.")
-    elif snapshot.state is State.FAILED:
-        st.caption("Nothing above was lost: change what you like, then start again.")
 
 
 # -- reports --------------------------------------------------------------------------------------------

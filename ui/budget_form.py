@@ -73,7 +73,6 @@ def draw() -> Asked:
         "Re-fit", RECONSTRUCTIONS, key="budget_refit", bind="query-params", persist_state="session",
         format_func=lambda one: refit_words(one)[0], help=HELP["reconstruct"],
     )  # fmt: skip
-    st.session_state.setdefault("budget_samples", base.samples)
     samples = first[3].number_input(
         "Samples", 1, step=1, key="budget_samples", bind="query-params", persist_state="session",
         help=HELP["samples"],
@@ -83,7 +82,7 @@ def draw() -> Asked:
     settings = None
     try:
         settings = dataclasses.replace(
-            base, selector=selector, reconstruct=refit, samples=samples or 0, keep_by_block={}, allocation="uniform"
+            base, selector=selector, reconstruct=refit, samples=samples, keep_by_block={}, allocation="uniform"
         )  # fmt: skip
     except ISpaSPError as error:
         problem = str(error)
@@ -105,7 +104,8 @@ def _bases() -> dict[str, RunSettings]:
 def _begin(bases: dict[str, RunSettings]) -> None:
     """Give the widgets their first values: of the model last looked at on Explore, where the address has none."""
     state = st.session_state
-    last = source_words(state.get("panel_values", {}).get("model", library.FIRST_MODEL))
+    last, _ = state.get("panel_values", {}).get("samples_of", (library.FIRST_MODEL, ""))
+    last = source_words(last)
     name = state.get("budget_model") or st.query_params.get("budget_model", last)
     if name not in bases:
         name = last if last in bases else library.FIRST_MODEL
@@ -123,7 +123,7 @@ def _begin(bases: dict[str, RunSettings]) -> None:
 
 def _other_model() -> None:
     """The number of examples belongs to the model."""
-    st.session_state.pop("budget_samples", None)
+    st.session_state.budget_samples = _bases()[st.session_state.budget_model].samples
 
 
 def _costs(base: RunSettings) -> dict[str, float]:
@@ -146,51 +146,47 @@ def _budgets(base: RunSettings, costs: dict[str, float]) -> tuple[tuple[Budget, 
             bind="query-params", persist_state="session", width="content", help=_HELP["kind"],
         ) or "MACs"  # fmt: skip
         kind = KINDS[title]
-        given, problem = _cost(base, title, costs)
+        given = _cost(base, title, costs)
         points = st.number_input(
             "Lose at most (points)", 0.0, value=None, step=0.5, format="%g", key="budget_loss", width=200,
-            persist_state="session", placeholder="any loss" if kind else "such as 2", help=_HELP["loss"],
+            bind="query-params", persist_state="session",
+            placeholder="any loss" if kind else "such as 2", help=_HELP["loss"],
         )  # fmt: skip
     if points is not None:
         given.append(("loss", points, False))
-    elif not kind:
-        problem = "Give how many points of accuracy the pruned model may lose."
+    if not given:
+        return (), "Give how many points of accuracy the pruned model may lose."
     try:
-        return tuple(Budget(kind, float(limit), share) for kind, limit, share in given), problem
+        return tuple(Budget(kind, float(limit), share) for kind, limit, share in given), ""
     except ISpaSPError as error:
-        return (), problem or str(error)
+        return (), str(error)
 
 
-def _cost(
-    base: RunSettings, title: str, costs: dict[str, float]
-) -> tuple[list[tuple[str, float, bool]], str]:
-    """The number beside the choice of cost: kind, limit and whether it is a share; and what is missing."""
+def _cost(base: RunSettings, title: str, costs: dict[str, float]) -> list[tuple[str, float, bool]]:
+    """The number beside the choice of cost: kind, limit and whether it is a share."""
     kind = KINDS[title]
     if not kind:
-        return [], ""
+        return []
     if kind == "speedup":
         times = st.number_input(
             "Times faster, at least", 0.0, value=2.0, step=0.1, format="%g", key="budget_speed", width=200,
-            persist_state="session", help=_HELP["fast"],
+            bind="query-params", persist_state="session", help=_HELP["fast"],
         )  # fmt: skip
-        if times is None:
-            return [], "Give how many times faster the pruned model should be."
-        return [(kind, times, False)], ""
+        return [(kind, times, False)]
     key = f"budget_unit_{kind}"
-    size = UNITS[st.session_state.get(key, _SHARE)]
+    unit = st.session_state.get(key, st.query_params.get(key))
+    size = UNITS.get(unit or _SHARE, 0.0)
     usual = 0.5 * costs.get(kind, 0.0) / size if size else 50.0
     most = st.number_input(
         "At most", 0.0, value=float(f"{usual:.3g}"), step=_step(usual), format="%g", width=150,
-        key=f"budget_{kind}_{size:g}" + (f"_{base.model}" if size else ""), persist_state="session",
-        help=_HELP["most"],
+        key=f"budget_{kind}_{unit}_{base.model}" if size else f"budget_{kind}", bind="query-params",
+        persist_state="session", help=_HELP["most"],
     )  # fmt: skip
-    st.selectbox("Unit", list(UNITS), key=key, persist_state="session", label_visibility="hidden", width=130)
-    if most is None:
-        return (
-            [],
-            f"Give the most {'MACs' if kind == 'macs' else 'parameters'} that the pruned model may have.",
-        )
-    return [(kind, round(most * size) if size else most / 100, not size)], ""
+    st.selectbox(
+        "Unit", list(UNITS), key=key, bind="query-params", persist_state="session",
+        label_visibility="hidden", width=130,
+    )  # fmt: skip
+    return [(kind, round(most * size) if size else most / 100, not size)]
 
 
 def _step(usual: float) -> float:

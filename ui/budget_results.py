@@ -11,7 +11,7 @@ import streamlit as st
 
 from ispasp import budget, sensitivity_run
 from ispasp.budget import BudgetReport, Side
-from ispasp.budget_figures import kept_figure
+from ispasp.budget_figures import TOP, kept_figure
 from ispasp.errors import ISpaSPError
 from ispasp.narrative import percent, quantity
 from ispasp.run_settings import RunSettings
@@ -46,8 +46,8 @@ def title(report: BudgetReport) -> str:
 
 
 def line(report: BudgetReport) -> str:
-    """The same with what came of it, and when."""
-    return f"{title(report)} ({'met' if report.met else 'missed'}), {_when(report.finished_at)}"
+    """When it was, the same, and what came of it."""
+    return f"{_when(report.finished_at)}, {title(report)} ({'met' if report.met else 'missed'})"
 
 
 def _when(text: str) -> str:
@@ -80,9 +80,10 @@ def draw_report(report: BudgetReport, folder: Path) -> None:
             f"Selector {selector_words(settings.selector).title}, re-fit {refit_words(settings.reconstruct)[0]}, "
             f"{settings.samples:,} samples. "
         )
+    timed = ", the speed from the times of single layers" if "speedup" in report.limits else ""
     st.caption(
-        f"{about}Predicted: from the sensitivities and the sizes of the layers, before the run. "
-        "Uniform: the largest keep ratio that costs no more, the same for every block."
+        f"{about}Predicted: before the run, by formula{timed}. Uniform: the largest keep ratio that costs no more, the "
+        "same for every block."
     )
     _buttons(report, folder)
     curves = sensitivity_run.load(settings, folder) if settings else None
@@ -120,9 +121,8 @@ def _heat(curves: Sequence[Curve], place: str) -> None:
                 persist_state="session", label_visibility="collapsed",
             ) or "Agreement"  # fmt: skip
     info = heat_info(curves, _MEASURES[shown])
-    st.plotly_chart(
-        heat_figure(info, style.dark()), key=f"budget_heat_{place}", config={"displaylogo": False}
-    )
+    figure = heat_figure(info, style.dark()).update_layout(margin_t=TOP)
+    st.plotly_chart(figure, key=f"budget_heat_{place}", config={"displaylogo": False})
     if curves[0].agreement is None:
         st.caption(
             f"The network gives no classes that could agree, so the {QUANTITIES['residual']} is shown."

@@ -48,7 +48,6 @@ def saved_run(runs_folder: Path) -> str:
     return next(event for event in events if isinstance(event, runs.RunSaved)).run_id
 
 
-@pytest.mark.slow
 def test_from_the_first_visit_to_the_downloaded_file(
     visit: Visit, shoot: Shoot, check_access: Check, tmp_path: Path
 ) -> None:
@@ -228,6 +227,7 @@ def choose(page: Any, label: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
+@pytest.mark.slow
 def test_a_greedy_selection_that_is_distilled(visit: Visit, shoot: Shoot, check_access: Check) -> None:
     page = visit("/?model=mnist_mlp&keep=0.1", height=1400)
     wait_for(page, page, "1. Press Run")

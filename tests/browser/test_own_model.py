@@ -17,6 +17,7 @@ Shoot = Callable[[Any, str], None]
 Check = Callable[[Any], None]
 
 
+@pytest.mark.slow
 def test_from_a_torchvision_name_to_its_result(visit: Visit, shoot: Shoot, check_access: Check) -> None:
     page = visit()
     wait_for(page, page, "layer3.2.conv1")
@@ -61,6 +62,7 @@ def test_from_a_torchvision_name_to_its_result(visit: Visit, shoot: Shoot, check
     check_access(other)
 
 
+@pytest.mark.slow
 def test_heads_and_neurons_of_sentence_pairs(visit: Visit, shoot: Shoot, check_access: Check) -> None:
     pytest.importorskip("transformers")
     page = visit("/?model=nli_bert", dark=True, height=1400)
@@ -78,6 +80,7 @@ def test_heads_and_neurons_of_sentence_pairs(visit: Visit, shoot: Shoot, check_a
     check_access(page)
 
 
+@pytest.mark.slow
 def test_stop_while_paused_ends_without_a_reload(visit: Visit) -> None:
     page = visit("/?model=torchvision:squeezenet1_1&weights=random&data=noise")
     wait_for(page, status(page), "Ready")
