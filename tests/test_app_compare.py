@@ -144,6 +144,15 @@ def test_three_hundred_runs_answer_at_once(three: Path) -> None:
     assert "Chosen runs" in words(sound(app.run()))
 
 
+def test_the_sweep_form_begins_with_the_model_last_looked_at() -> None:
+    app = AppTest.from_file(str(MAIN), default_timeout=120)
+    app.query_params["model"], app.query_params["samples"] = "mnist_mlp", "48"
+    sound(app.run())
+    sound(app.switch_page("../pages/compare.py").run())
+    assert app.selectbox(key="sweep_model").value == "mnist_mlp"
+    assert app.number_input(key="sweep_samples_mnist_mlp").value == 48
+
+
 def test_a_sweep_runs_from_the_panel_and_its_runs_appear() -> None:
     app = compare()
     sound(app.selectbox(key="sweep_model").set_value("mnist_mlp").run())
@@ -159,7 +168,7 @@ def test_a_sweep_runs_from_the_panel_and_its_runs_appear() -> None:
     assert len(shown(app)) == 3 and table(app, "State")["State"].tolist() == ["finished"] * 2
     press(app, "sweep_show")
     assert app.selectbox(key="part_of").value.startswith("sweep ") and len(shown(app)) == 3
-    press(app, "sweep_close")
+    press(app, "close_sweeping")
     assert "sweeping" not in app.query_params and "finished in" not in words(app)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from ispasp import run_trash, runs, store, sweeps, unfinished
+from ispasp.jobs import registry
+from ispasp.records import Progress
 from ispasp.run_settings import RunSettings
-from tests.app_page import MAIN, runs_folder, sound, table, until, words
+from tests.app_page import MAIN, press, runs_folder, seen, sound, table, until, words
+from ui import library
 
 __all__ = ["runs_folder"]  # a fixture that every test here uses
 
@@ -300,3 +304,61 @@ def test_a_sweep_that_was_cut_off_is_resumed(runs_folder: Path) -> None:
     assert set(table(app, "Part of")["Part of"]) == {f"sweep {sweep.id.rpartition('-')[2]}"}
     app = visit(runs_find=sweep.id)
     assert len(shown(app)) == 2 and sweeps.unfinished(runs_folder) == []
+
+
+def test_what_waits_to_be_resumed_is_not_offered_again_on_any_page(runs_folder: Path) -> None:
+    settings = RunSettings("mnist_mlp", samples=32, evaluation=50)
+    run_id = cut_off(runs_folder, settings)
+    begun = sweeps.execute(sweeps.SweepSettings(settings, (0.2, 0.3)), runs_folder)
+    next(event for event in begun if isinstance(event, runs.RunSaved))
+    begun.close()
+    (sweep,) = sweeps.unfinished(runs_folder)
+    assert len(unfinished.find(runs_folder)) == 2  # one of them goes on with the sweep
+    free = threading.Event()
+
+    def holds() -> Iterator[Progress]:
+        while not free.wait(0.02):
+            yield Progress(0.5, "holding the device")
+
+    holder = registry.submit("Holds", holds, library.slot(settings.device), subject="elsewhere")
+    app, stale = visit(), visit()
+    compare = sound(visit().switch_page("../pages/compare.py").run())
+    press(compare, f"resume_{sweep.id}")
+    press(app, f"runs_resume_{run_id}")
+    waiting = registry.get(seen(compare, "sweeping"))
+    assert waiting is not None and waiting.state.value == "queued"
+    for page in (app, compare):
+        sound(page.run())
+        assert not [button for button in page.button if button.label in ("Resume", "Discard")]
+    assert "Interrupted" not in words(app)
+    # A window that was drawn before that neither takes it up twice nor pulls it away.
+    jobs = len(registry.jobs())
+    press(stale, f"runs_resume_{sweep.id}")
+    assert len(registry.jobs()) == jobs
+    free.set()
+    assert holder.wait()
+    until(app, lambda: "Under way" not in words(app))
+    assert len(shown(app)) == 3 and unfinished.find(runs_folder) == sweeps.unfinished(runs_folder) == []
+
+
+@pytest.mark.parametrize(
+    ("subject", "query", "help"),
+    [
+        ("sweep", "sweeping", "can be resumed"),
+        ("budget", "measuring", "A run that is finished already stays"),
+        ("sensitivity", "measuring", "within one step"),
+        ("/runs/a", "", "the run stays"),
+    ],
+)
+def test_every_job_can_be_stopped_and_watched_where_it_has_a_page(
+    subject: str, query: str, help: str
+) -> None:
+    job = registry.submit("Stands still", lambda: iter(()), "cpu", paused=True, subject=subject)
+    app = visit()
+    assert help in app.button(key=f"stop_{job.id}").help
+    watch = [button for button in app.button if button.label == "Watch"]
+    assert len(watch) == bool(query)
+    if query:
+        sound(watch[0].click().run())
+        assert seen(app, query) == job.id and app.button(key=f"go_on_{query}")
+        assert "**Stands still**: paused" in words(app)

@@ -1,4 +1,4 @@
-"""A job that a page starts and follows: its id in the address and in the session, and how it goes.
+"""Jobs that a page starts and follows: the id in the address and in the session, and how the job goes.
 
 The address survives a refresh, the session survives a change of page; another browser sees the newest such job
 that is under way.
@@ -7,6 +7,7 @@ that is under way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import streamlit as st
@@ -15,7 +16,15 @@ from ispasp.errors import ISpaSPError
 from ispasp.jobs import Job, Snapshot, State, Work, registry
 from ispasp.narrative import duration
 from ui import library
+from ui.runs_actions import COMPARE, PAGES
 from ui.words import HELP, escaped
+
+SWEEP, BUDGET, SENSITIVITY = "sweep", "budget", "sensitivity"
+"""The subjects of the jobs."""
+
+
+def _nothing(snapshot: Snapshot) -> None:
+    """Nothing to add."""
 
 
 class Follower(NamedTuple):
@@ -23,11 +32,13 @@ class Follower(NamedTuple):
 
     Attributes:
         subjects: of the jobs it may start.
+        page: where they are watched.
         query: the name that the job's id has in the address.
         stop: what Stop does, on hover.
     """
 
     subjects: tuple[str, ...]
+    page: Path
     query: str
     stop: str
 
@@ -56,13 +67,23 @@ class Follower(NamedTuple):
         try:
             self.follow(registry.submit(title, work, library.slot(device), subject=subject))
         except ISpaSPError as problem:
-            st.session_state[f"refused_{self.query}"] = str(problem)
+            self.refuse(problem)
 
-    def watch(self, job: Job | None, ended: Callable[[Snapshot], None] = lambda snapshot: None) -> None:
+    def refuse(self, problem: ISpaSPError) -> None:
+        """Have ``watch`` tell once that something could not be done."""
+        st.session_state[f"refused_{self.query}"] = str(problem)
+
+    def watch(
+        self,
+        job: Job | None,
+        ended: Callable[[Snapshot], None] = _nothing,
+        details: Callable[[Snapshot], None] = _nothing,
+    ) -> None:
         """How the job goes: a bar and its buttons, looked at every second; the page is drawn anew when it ends.
 
         Args:
-            ended: draws what there is to say once it has ended.
+            ended: draws, beside Close, what there is to say or to do once it has ended.
+            details: draws, below, what is known at every look.
         """
         if refused := st.session_state.pop(f"refused_{self.query}", None):
             st.error(escaped(refused))
@@ -70,7 +91,6 @@ class Follower(NamedTuple):
             return
         state, live = job.state, job.snapshot().live
 
-        @st.fragment(run_every=1.0 if live else None)
         def draw() -> None:
             snapshot = job.snapshot()
             if (snapshot.state, snapshot.live) != (state, live):
@@ -81,28 +101,51 @@ class Follower(NamedTuple):
                     st.error(escaped(snapshot.error))
                 else:
                     st.progress(snapshot.done, text=status(snapshot))
-                if snapshot.state.ended:
-                    ended(snapshot)
-                self._buttons(job, snapshot)
+                with st.container(horizontal=True, vertical_alignment="center"):
+                    if snapshot.state.ended:
+                        ended(snapshot)
+                    self._buttons(job, snapshot)
+                details(snapshot)
 
-        draw()
+        if live:
+            st.fragment(draw, run_every=1.0)()
+        else:  # Close changes the rest of the page, too: a button in a fragment draws no more than that anew
+            draw()
 
     def _buttons(self, job: Job, snapshot: Snapshot) -> None:
-        with st.container(horizontal=True):
-            if snapshot.state.ended:
-                st.button("Close", key=f"close_{self.query}", on_click=self.follow, args=(None,))
-                return
-            if snapshot.state is State.PAUSED:
-                st.button("Go on", key=f"go_on_{self.query}", on_click=job.run, disabled=snapshot.stopping)
-            else:
-                st.button(
-                    "Pause", key=f"pause_{self.query}", on_click=job.pause, help=HELP["pause"],
-                    disabled=snapshot.stopping,
-                )  # fmt: skip
+        if snapshot.state.ended:
+            st.button("Close", key=f"close_{self.query}", on_click=self.follow, args=(None,))
+            return
+        if snapshot.state is State.PAUSED:
+            st.button("Go on", key=f"go_on_{self.query}", on_click=job.run, disabled=snapshot.stopping)
+        else:
             st.button(
-                "Stop", key=f"stop_{self.query}", on_click=job.cancel, help=self.stop,
+                "Pause", key=f"pause_{self.query}", on_click=job.pause, help=HELP["pause"],
                 disabled=snapshot.stopping,
             )  # fmt: skip
+        st.button(
+            "Stop", key=f"stop_{self.query}", on_click=job.cancel, help=self.stop,
+            disabled=snapshot.stopping,
+        )  # fmt: skip
+
+
+SWEEPS = Follower(
+    (SWEEP,),
+    COMPARE,
+    "sweeping",
+    "End this sweep within one iteration. Runs that are finished stay, and the sweep can be resumed.",
+)
+BUDGETS = Follower(
+    (BUDGET, SENSITIVITY),
+    PAGES / "budget.py",
+    "measuring",
+    "End this within one step. A run that is finished already stays.",
+)
+
+
+def follower(subject: str) -> Follower | None:
+    """Who follows jobs of this subject; None where no page of its own does."""
+    return next((one for one in (SWEEPS, BUDGETS) if subject in one.subjects), None)
 
 
 def status(snapshot: Snapshot) -> str:

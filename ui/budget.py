@@ -14,11 +14,10 @@ from ispasp.jobs import Job, Snapshot, State
 from ispasp.run_settings import RunSettings
 from ispasp.sensitivity_run import SensitivityDone
 from ui import budget_form, budget_results, models
-from ui.background import Follower
+from ui.background import BUDGET, BUDGETS, SENSITIVITY
 from ui.budget_form import Asked
 from ui.words import escaped, source_words
 
-BUDGET, SENSITIVITY = "budget", "sensitivity"  # the subjects of the jobs
 _QUERY = "budget"
 _HELP = {
     "meet": "Measures the sensitivities where that was not done yet, shares the groups out, prunes and measures; then "
@@ -27,9 +26,6 @@ _HELP = {
     "kept on disk, and a budget uses it.",
     "earlier": "Every budget whose report is in the runs folder, newest first.",
 }
-_FOLLOWER = Follower(
-    (BUDGET, SENSITIVITY), "measuring", "End this within one step. A run that is finished already stays."
-)
 
 
 def draw() -> None:
@@ -42,15 +38,15 @@ def draw() -> None:
             width="content",
         )
     folder = store.default_folder()
-    job = _FOLLOWER.job()
+    job = BUDGETS.job()
     going = job is not None and not job.state.ended
     with st.container(border=True, key="budget_form"):
         asked = budget_form.draw()
         _start(asked, folder, going)
     if job is not None and job.state is State.FINISHED and _landed(job, asked, folder):
-        _FOLLOWER.follow(None)
+        BUDGETS.follow(None)
         job = None
-    _FOLLOWER.watch(job, _ended)
+    BUDGETS.watch(job, _ended)
     reports = _reports(folder)
     report = _chosen(reports, folder)
     settings, measured = asked.settings, None
@@ -82,7 +78,7 @@ def _meet(asked: Asked, folder: Path) -> None:
     settings, allow = asked.settings, models.allow_code()
     assert settings is not None
     title = f"{budget_form.described(asked.budgets)}, {source_words(settings.model)}"
-    _FOLLOWER.submit(
+    BUDGETS.submit(
         title,
         lambda: budget.execute(settings, asked.budgets, folder, allow_code=allow),
         settings.device,
@@ -93,7 +89,7 @@ def _meet(asked: Asked, folder: Path) -> None:
 def _measure(asked: Asked, folder: Path) -> None:
     settings, allow = asked.settings, models.allow_code()
     assert settings is not None
-    _FOLLOWER.submit(
+    BUDGETS.submit(
         f"Sensitivity of {source_words(settings.model)}",
         lambda: sensitivity_run.execute(settings, folder, allow_code=allow),
         settings.device,

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from ispasp import selectors, zoo
+from ispasp import selectors
 from ispasp.budget import Budget
 from ispasp.errors import ISpaSPError
 from ispasp.narrative import quantity
 from ispasp.run_settings import RunSettings
 from ispasp.settings import RECONSTRUCTIONS
 from ispasp.vocabulary import refit_words, selector_words
-from ui import library, models
-from ui.words import HELP, escaped, source_words, unusual_words
+from ui import bases, models
+from ui.words import HELP, escaped, source_words
 
 ALONE = "Accuracy alone"
 KINDS = {"MACs": "macs", "Parameters": "params", "Speed": "speedup", ALONE: ""}
@@ -23,10 +23,7 @@ UNITS = {"% of dense": 0.0, "k": 1e3, "M": 1e6, "G": 1e9}
 """What one of them is; a share is no fixed number."""
 _SHARE = "% of dense"
 _VARIED = ("model", "keep", "keep_by_block", "allocation", "selector", "reconstruct", "samples", "device")
-_USUAL = dataclasses.asdict(RunSettings(library.FIRST_MODEL))
 _HELP = {
-    "model": "The sample models, and every model that was set up on Explore in this browser session, with all its "
-    "other settings.",
     "kind": "What the pruned model may cost: multiply-accumulate operations for one example (MACs), trained numbers "
     "(parameters), or time in onnxruntime at batch 1 on this machine (speed). Accuracy alone: the fewest MACs that "
     "lose no more than you allow.",
@@ -57,14 +54,14 @@ class Asked:
 
 def draw() -> Asked:
     """The widgets, and what they amount to."""
-    bases = _bases()
-    _begin(bases)
+    known = bases.bases()
+    _begin(known)
     first = st.columns([1.6, 1.8, 1.5, 1], vertical_alignment="bottom")
     name = first[0].selectbox(
-        "Model", list(bases), key="budget_model", bind="query-params", persist_state="session",
-        on_change=_other_model, help=_HELP["model"],
+        "Model", list(known), key="budget_model", bind="query-params", persist_state="session",
+        on_change=_other_model, help=bases.HELP,
     )  # fmt: skip
-    base = bases[name]
+    base = known[name]
     selector = first[1].selectbox(
         "Selector", selectors.names(), key="budget_selector", bind="query-params", persist_state="session",
         format_func=lambda one: selector_words(one).title, help=HELP["selector"],
@@ -89,28 +86,15 @@ def draw() -> Asked:
     return Asked(settings, () if problem else budgets, problem, _words(base, budgets, costs))
 
 
-def _bases() -> dict[str, RunSettings]:
-    """What a budget can start from, by title: the settings last used on Explore, and the sample models as they come."""
-    found: dict[str, RunSettings] = {}
-    for key, value in st.session_state.items():
-        if str(key).startswith("last_") and isinstance(value, RunSettings):
-            found[source_words(value.model)] = value
-    usual = {
-        name: RunSettings(name, samples=library.sample_count(zoo.card(name).dataset)) for name in zoo.names()
-    }
-    return {**{name: found.get(name, base) for name, base in usual.items()}, **found}
-
-
-def _begin(bases: dict[str, RunSettings]) -> None:
+def _begin(known: dict[str, RunSettings]) -> None:
     """Give the widgets their first values: of the model last looked at on Explore, where the address has none."""
     state = st.session_state
-    last, _ = state.get("panel_values", {}).get("samples_of", (library.FIRST_MODEL, ""))
-    last = source_words(last)
+    last = bases.last(known)
     name = state.get("budget_model") or st.query_params.get("budget_model", last)
-    if name not in bases:
-        name = last if last in bases else library.FIRST_MODEL
+    if name not in known:
+        name = last
         state.budget_model = name
-    base = bases[name]
+    base = known[name]
     for key, value in (
         ("budget_model", name),
         ("budget_selector", base.selector),
@@ -123,7 +107,7 @@ def _begin(bases: dict[str, RunSettings]) -> None:
 
 def _other_model() -> None:
     """The number of examples belongs to the model."""
-    st.session_state.budget_samples = _bases()[st.session_state.budget_model].samples
+    st.session_state.budget_samples = bases.bases()[st.session_state.budget_model].samples
 
 
 def _costs(base: RunSettings) -> dict[str, float]:
@@ -203,9 +187,8 @@ def _words(base: RunSettings, budgets: tuple[Budget, ...], costs: dict[str, floa
         said = [f"{said[0]}: {quantity(most, dense)} of {quantity(dense)}"]
     if any(budget.kind == "speedup" for budget in budgets):
         said.append("Times are measured, so leave the machine to it meanwhile")
-    rest = {key: value for key, value in dataclasses.asdict(base).items() if key not in _VARIED}
-    if unusual := unusual_words(rest, _USUAL):
-        said.append(f"As set on Explore: {', '.join(unusual)}")
+    if as_set := bases.as_set(base, _VARIED):
+        said.append(as_set)
     return "".join(f"{sentence}. " for sentence in said)
 
 

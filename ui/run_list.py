@@ -16,11 +16,11 @@ from ispasp.narrative import plural
 from ispasp.store import RunSummary
 from ui import controls, runs_actions, runs_folder, runs_interrupted, runs_table, session
 from ui import view as views
+from ui.background import follower
 from ui.runs_actions import EXPLORE, open_in_explore
 from ui.words import HELP, escaped, source_words
 
 ROWS = 14  # of the table; more scroll inside it
-_STOP_SWEEP = "End this sweep within one iteration. Runs that are finished stay, and it can be resumed."
 
 
 def draw() -> None:
@@ -176,13 +176,14 @@ def _job_row(job: Job) -> None:
     title.markdown(escaped(view.title))
     title.caption(f"{f'seed {settings.seed}, ' if settings else ''}since {begun}")
     bar.progress(view.done, text=f"{view.state.value.capitalize()} on {view.device}")
-    sweep = view.subject == runs_interrupted.SWEEP
-    help = _STOP_SWEEP if sweep else HELP["stop_export"] if view.subject else HELP["stop"]
+    page = follower(view.subject)
+    help = page.stop if page else HELP["stop_export"] if view.subject else HELP["stop"]
     if stop.button("Stop", key=f"stop_{job.id}", width="stretch", help=help):
         job.cancel()
-    if (sweep or not view.subject) and watch.button("Watch", key=f"watch_{job.id}", width="stretch"):
-        if sweep:
-            st.switch_page(runs_actions.COMPARE, query_params={"sweeping": job.id})
+    # An export has no page of its own.
+    if (page or not view.subject) and watch.button("Watch", key=f"watch_{job.id}", width="stretch"):
+        if page:
+            st.switch_page(page.page, query_params={page.query: job.id})
         open_in_explore("job", job.id)
 
 

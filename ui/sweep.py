@@ -1,8 +1,4 @@
-"""Sweeps on the Compare page: choose what to run, start it, watch it, and take up what was cut off.
-
-The job's id is kept in the address and in the session, as for a single run; another browser sees the newest sweep
-that is under way.
-"""
+"""Sweeps on the Compare page: choose what to run, start it, watch it, and take up what was cut off."""
 
 from __future__ import annotations
 
@@ -14,10 +10,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from ispasp import selectors, store, sweeps, zoo
+from ispasp import selectors, store, sweeps
 from ispasp.comparison import short_words
 from ispasp.errors import ISpaSPError
-from ispasp.jobs import Job, Snapshot, State, registry
+from ispasp.jobs import Snapshot, State
 from ispasp.narrative import duration, percent, plural
 from ispasp.result import read_json
 from ispasp.run_settings import RunSettings
@@ -26,20 +22,15 @@ from ispasp.settings import RECONSTRUCTIONS
 from ispasp.store import RunSummary
 from ispasp.sweeps import Sweep, SweepSettings, SweepStarted
 from ispasp.vocabulary import refit_words, selector_words
-from ui import library, models
-from ui.words import HELP, escaped, source_words, unusual_words
+from ui import bases, runs_resumed
+from ui.background import SWEEPS
+from ui.words import HELP, escaped, source_words
 
-SUBJECT = "sweep"
-_QUERY, _SESSION = "sweeping", "seen_sweep"
 _KEEPS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 _VARIED = ("model", "keep", "selector", "reconstruct", "samples", "seed", "device")
-_USUAL = dataclasses.asdict(RunSettings(library.FIRST_MODEL))
 _HELP = {
-    "model": "The sample models, and every model that was set up on Explore in this browser session, with all its "
-    "other settings.",
     "keeps": "Each of these ratios is one run for every selector and re-fit.",
     "show": "Set the filters below to the runs of this sweep.",
-    "stop": "End this sweep within one iteration. Runs that are finished stay, and the sweep can be resumed.",
     "resume": "Go on with the runs that are not finished; the finished ones are kept as they are.",
     "discard": "Forget that this sweep is not finished. Its finished runs stay.",
 }
@@ -52,12 +43,9 @@ def panel(runs: Sequence[RunSummary], few: bool) -> None:
         runs: those on disk, which tell how long one takes.
         few: there is hardly anything to compare yet, so the form is unfolded.
     """
-    job = _seen()
+    job = SWEEPS.job()
     going = job is not None and not job.state.ended
-    if job is not None:
-        _watch(job)
-    if refused := st.session_state.pop("sweep_refused", None):
-        st.error(escaped(refused))
+    SWEEPS.watch(job, _ended, _lines)
     _interrupted()
     unfold = few and not going
     # Under one key it would stay as it was first drawn, or opened; it is to fold when a sweep begins.
@@ -66,54 +54,16 @@ def panel(runs: Sequence[RunSummary], few: bool) -> None:
         _form(runs)
 
 
-def _seen() -> Job | None:
-    """The sweep that this session follows, else the newest one under way."""
-    id = st.query_params.get(_QUERY) or st.session_state.get(_SESSION)
-    job = registry.get(id) if id else None
-    if job is None or job.subject != SUBJECT:
-        open_ones = [one for one in registry.jobs() if one.subject == SUBJECT and not one.state.ended]
-        job = open_ones[-1] if open_ones else None
-    _follow(job)
-    return job
-
-
-def _follow(job: Job | None) -> None:
-    if job is None:
-        st.session_state.pop(_SESSION, None)
-        st.query_params.pop(_QUERY, None)
-    elif st.query_params.get(_QUERY) != job.id:
-        st.session_state[_SESSION] = job.id
-        st.query_params[_QUERY] = job.id
-
-
 # -- the form -------------------------------------------------------------------------------------------
 
 
-def _bases() -> dict[str, RunSettings]:
-    """What a sweep can start from, by title: the settings last used on Explore, and the sample models as they come."""
-    found: dict[str, RunSettings] = {}
-    for key, value in st.session_state.items():
-        if str(key).startswith("last_") and isinstance(value, RunSettings):
-            found[source_words(value.model)] = value
-    usual = {name: RunSettings(name, samples=_samples(name)) for name in zoo.names()}
-    return {**{name: found.get(name, base) for name, base in usual.items()}, **found}
-
-
-def _samples(name: str) -> int:
-    return library.sample_count(zoo.card(name).dataset)
-
-
 def _form(runs: Sequence[RunSummary]) -> None:
-    bases = _bases()
-    last = st.session_state.get("panel_values", {}).get("model", library.FIRST_MODEL)
-    st.session_state.setdefault("sweep_model", last if last in bases else library.FIRST_MODEL)
-    if st.session_state.sweep_model not in bases:
-        st.session_state.sweep_model = library.FIRST_MODEL
+    known = bases.bases()
+    if st.session_state.get("sweep_model") not in known:
+        st.session_state.sweep_model = bases.last(known)
     first = st.columns([1.6, 2.6, 1, 1], vertical_alignment="bottom")
-    base = bases[
-        first[0].selectbox(
-            "Model", list(bases), key="sweep_model", persist_state="session", help=_HELP["model"]
-        )
+    base = known[
+        first[0].selectbox("Model", list(known), key="sweep_model", persist_state="session", help=bases.HELP)
     ]
     keeps = first[1].multiselect(
         "Keep ratios",
@@ -142,7 +92,7 @@ def _form(runs: Sequence[RunSummary]) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Start the sweep", key="sweep_start", type="primary", disabled=sweep is None,
-            on_click=_submit, args=(sweep,),
+            on_click=_start, args=(sweep,),
         )  # fmt: skip
         if sweep is None:
             st.caption(f"⚠️ {escaped(problem)}")
@@ -180,9 +130,8 @@ def _announced(sweep: SweepSettings, runs: Sequence[RunSummary]) -> str:
         said += (
             f". One by one they would take about {duration(took * count)}; a sweep does shared work only once"
         )
-    rest = {k: v for k, v in dataclasses.asdict(sweep.base).items() if k not in _VARIED}
-    if unusual := unusual_words(rest, _USUAL):
-        said += f". As set on Explore: {', '.join(unusual)}"
+    if as_set := bases.as_set(sweep.base, _VARIED):
+        said += f". {as_set}"
     return f"{said}."
 
 
@@ -199,86 +148,29 @@ def _seconds(base: RunSettings, runs: Sequence[RunSummary]) -> float | None:
 # -- the job --------------------------------------------------------------------------------------------
 
 
-def _submit(sweep: SweepSettings, id: str | None = None) -> None:
+def _start(sweep: SweepSettings, id: str | None = None) -> None:
     """Begin a sweep, or go on with one, and follow it."""
-    allow = models.allow_code()
-    folder = store.default_folder()
     try:
-        job = registry.submit(
-            f"Sweep of {source_words(sweep.base.model)}, {plural(len(sweep.runs()), 'run')}",
-            lambda: sweeps.execute(sweep, folder, id=id, allow_code=allow),
-            library.slot(sweep.base.device),
-            subject=SUBJECT,
-        )
+        job = runs_resumed.start_sweep(sweep, id)
     except ISpaSPError as problem:
-        st.session_state.sweep_refused = str(problem)
+        SWEEPS.refuse(problem)
         return
     st.session_state.sweeps_begun = st.session_state.get("sweeps_begun", 0) + 1
-    _follow(job)
+    SWEEPS.follow(job)
 
 
-def _watch(job: Job) -> None:
-    """The sweep under way: one bar, one line per run; looked at every second."""
-    state = job.state
-    live = job.snapshot().live
-
-    @st.fragment(run_every=1.0 if live else None)
-    def draw() -> None:
-        snapshot = job.snapshot()
-        if (snapshot.state, snapshot.live) != (state, live):
-            st.rerun()  # the picture and the table below have new runs
-        with st.container(border=True, key="sweep_status"):
-            st.progress(snapshot.done, text=_status(snapshot))
-            if snapshot.error:
-                st.error(escaped(snapshot.error))
-            _buttons(job, snapshot)
-            _lines(snapshot)
-
-    draw()
-
-
-def _status(snapshot: Snapshot) -> str:
-    title = f"**{escaped(snapshot.title)}**"
-    if snapshot.state is State.QUEUED:
-        return f"{title}: waiting for the device; it starts by itself"
-    if snapshot.state is State.RUNNING:
-        left = "" if snapshot.seconds_left is None else f" · about {duration(snapshot.seconds_left)} left"
-        doing = "ending" if snapshot.stopping else snapshot.doing or "starting"
-        return f"{title}: {escaped(doing)}{left}"
-    if snapshot.state is State.FINISHED:
-        return f"{title}: finished in {duration(snapshot.seconds)}"
-    return f"{title}: {snapshot.state.value}"
-
-
-def _buttons(job: Job, snapshot: Snapshot) -> None:
-    with st.container(horizontal=True):
-        if snapshot.state.ended:
-            started = _started(snapshot)
-            if started is not None:
-                st.button(
-                    "Show only its runs", key="sweep_show", type="primary", on_click=_show, args=(started.id,),
-                    help=_HELP["show"],
-                )  # fmt: skip
-            st.button("Close", key="sweep_close", on_click=_close)
-            return
-        if snapshot.state is State.PAUSED:
-            st.button("Go on", key="sweep_go_on", on_click=job.run, disabled=snapshot.stopping)
-        else:
-            st.button(
-                "Pause", key="sweep_pause", on_click=job.pause, help=HELP["pause"], disabled=snapshot.stopping
-            )
+def _ended(snapshot: Snapshot) -> None:
+    started = _started(snapshot)
+    if started is not None:
         st.button(
-            "Stop", key="sweep_stop", on_click=job.cancel, help=_HELP["stop"], disabled=snapshot.stopping
-        )
+            "Show only its runs", key="sweep_show", type="primary", on_click=_show, args=(started.id,),
+            help=_HELP["show"],
+        )  # fmt: skip
 
 
 def _show(id: str) -> None:
     """Have the filters below leave nothing but this sweep."""
     st.session_state.show_sweep = id
-
-
-def _close() -> None:
-    _follow(None)
 
 
 def _started(snapshot: Snapshot) -> SweepStarted | None:
@@ -352,12 +244,8 @@ def _shown(report: dict[str, Any] | None, key: str) -> str:
 
 def _interrupted() -> None:
     """Sweeps that were begun and are worked on by nobody, each with a way on and a way out."""
-    open_ones = [job for job in registry.jobs() if job.subject == SUBJECT and not job.state.ended]
-    if not all(_started(job.snapshot()) for job in open_ones):
-        return  # to look at what a job is about to take up would keep it from doing so
-    folder = store.default_folder()
     try:
-        found = sweeps.unfinished(folder)
+        found = runs_resumed.sweeps_cut_off(store.default_folder())
     except ISpaSPError as problem:
         st.warning(escaped(str(problem)))
         return
@@ -374,7 +262,7 @@ def _interrupted_line(sweep: Sweep) -> None:
             width="content",
         )
         st.button(
-            "Resume", key=f"resume_{sweep.id}", help=_HELP["resume"], on_click=_submit,
+            "Resume", key=f"resume_{sweep.id}", help=_HELP["resume"], on_click=_start,
             args=(sweep.settings, sweep.id),
         )  # fmt: skip
         st.button(
@@ -384,6 +272,6 @@ def _interrupted_line(sweep: Sweep) -> None:
 
 def _discard(id: str) -> None:
     try:
-        sweeps.discard(store.default_folder(), id)
+        runs_resumed.discard(sweeps.discard, id)
     except ISpaSPError as problem:
-        st.session_state.sweep_refused = str(problem)
+        SWEEPS.refuse(problem)
