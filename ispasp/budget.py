@@ -1,4 +1,4 @@
-"""Prune a model to a budget: measure, solve, run, and set the uniform ratio of the same cost beside it."""
+"""Prune a model to a budget: measure, solve, run, and set the largest uniform ratio within it beside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ispasp import allocation, runs
 from ispasp.allocation import Layer
 from ispasp.budget_report import (
+    WORDS,
     Budget,
     BudgetReport,
     Side,
@@ -224,7 +225,7 @@ class _Run:
             return f"{said}, and no model that was tried loses at most {points(self.most_loss.limit)}."
         need = search.cost(found[0])
         if self.limit.kind == "speedup":
-            return f"{said}; {points(self.most_loss.limit)} allow about {whole / need:.2f}x, by the table of latencies."
+            return f"{said}; {points(self.most_loss.limit)} allow about {whole / need:.2f}×, by the table of latencies."
         what = "MACs" if self.limit.kind == "macs" else "parameters"
         return (
             f"{said}; {points(self.most_loss.limit)} need {quantity(need)} {what}, "
@@ -278,12 +279,31 @@ class _Run:
         if other is None:
             return f"The uniform keep ratio {own.keep:g} keeps the same groups, so there is nothing to share out."
         if own.measured["accuracy"] is None or other.measured["accuracy"] is None:
-            return f"The uniform keep ratio of the same cost is {other.keep:g}."
+            return f"T{self._uniform(other)[1:]}."
         dense, mine, theirs = (
             percent(value or 0.0)
             for value in (self.dense["accuracy"], own.measured["accuracy"], other.measured["accuracy"])
         )
-        return f"Accuracy {dense} → {mine}; the uniform keep ratio {other.keep:g} of the same cost gives {theirs}."
+        return f"Accuracy {dense} → {mine}; {self._uniform(other)} and gives {theirs}."
+
+    def _uniform(self, other: Side) -> str:
+        """Which ratio it is and what it costs: it takes steps, so it seldom costs just what the budget does."""
+        kinds = ["params", "macs"] if self.limit and self.limit.kind == "params" else ["macs", "params"]
+        first, second = (
+            f"{percent((other.measured[kind] or 0.0) / (self.dense[kind] or 1.0))} of the {WORDS[kind]}"
+            for kind in kinds
+        )
+        which = "the largest uniform keep ratio that costs no more MACs"
+        fast = ""
+        if self.limit and self.limit.kind == "speedup":
+            which = "the largest uniform keep ratio that is as fast by the table"
+            fast = f"was measured at {other.measured['speedup'] or 0.0:.2f}×, "
+        elif self.limit:
+            most = self.limit.most(self.dense[kinds[0]] or 0.0)
+            within = (other.measured[kinds[0]] or 0.0) <= most * (1 + 1e-9)
+            size = "largest uniform keep ratio within" if within else "cheapest uniform keep ratio, above"
+            which = f"the {size} the budget"
+        return f"{which}, {other.keep:g}, {fast}costs {first} (and {second})"
 
 
 def _cost_sentence(limit: Budget, used: float, dense: float) -> str:
@@ -296,11 +316,11 @@ def _cost_sentence(limit: Budget, used: float, dense: float) -> str:
 
 def _speedup_sentence(limit: Budget, reached: float, predicted: float) -> str:
     said = (
-        f"Asked for {limit.words}: measured {reached:.2f}x on {device_name()}, by the table {predicted:.2f}x"
+        f"Asked for {limit.words}: measured {reached:.2f}× on {device_name()}, by the table {predicted:.2f}×"
     )
     if reached >= limit.limit:
         return f"{said}."
-    return f"{said}; this is the fastest of what was tried, and misses the target by {limit.limit - reached:.2f}x."
+    return f"{said}; this is the fastest of what was tried, and misses the target by {limit.limit - reached:.2f}×."
 
 
 def _loss_sentence(lost: float, limit: Budget, chosen_by_it: bool) -> str:

@@ -1,4 +1,4 @@
-"""What a budget keeps of every block, beside the uniform ratio of the same cost, as a picture."""
+"""What a budget keeps of every block, beside the largest uniform ratio within it, as a picture."""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ KINDS = {
     "speedup": "speedup=2",
     "loss": "loss=2",
 }
+_MEASURED = {"macs", "params", "accuracy"}  # of every model
 _SIZES = {"G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
-_WORDS = {"macs": "MACs", "params": "parameters"}
+WORDS = {"macs": "MACs", "params": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Budget:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise SettingError(f"Unknown budget {self.kind!r}: give {_forms()}.")
-        if self.share and self.kind not in _WORDS:
+        if self.share and self.kind not in WORDS:
             raise SettingError(f"The budget {self.kind} takes no per cent: give such as {KINDS[self.kind]}.")
         low, high, accepted = {
             "speedup": (1.0, math.inf, "more than 1, such as 2"),
@@ -63,21 +64,19 @@ class Budget:
     def __str__(self) -> str:
         if self.share:
             return f"{self.kind}={100 * self.limit:.12g}%"
-        unit = (
-            next((u for u, size in _SIZES.items() if self.limit >= size), "") if self.kind in _WORDS else ""
-        )
+        unit = next((u for u, size in _SIZES.items() if self.limit >= size), "") if self.kind in WORDS else ""
         return f"{self.kind}={self.limit / _SIZES[unit]:.15g}{unit}"
 
     @property
     def words(self) -> str:
         """``"at most 50 % of the MACs"``."""
         if self.kind == "speedup":
-            return f"at least {self.limit:g}x faster at batch 1 on this machine"
+            return f"at least {self.limit:g}× faster at batch 1 on this machine"
         if self.kind == "loss":
             return f"lose at most {points(self.limit)} of accuracy"
         if self.share:
-            return f"at most {100 * self.limit:g} % of the {_WORDS[self.kind]}"
-        return f"at most {quantity(self.limit)} {_WORDS[self.kind]}"
+            return f"at most {100 * self.limit:g} % of the {WORDS[self.kind]}"
+        return f"at most {quantity(self.limit)} {WORDS[self.kind]}"
 
     def most(self, dense: float) -> float:
         """The most MACs, parameters or milliseconds where the dense model has ``dense``."""
@@ -106,9 +105,9 @@ def parse(text: str) -> Budget:
     number, unit = float(found[1]), found[2]
     if unit == "%":
         return Budget(kind, number / 100, share=True)
-    if unit and kind not in _WORDS:
+    if unit and kind not in WORDS:
         raise SettingError(f"Got {str(text)!r} as a budget: give such as {KINDS[kind]}.")
-    if kind in _WORDS:
+    if kind in WORDS:
         if not unit and number <= 1:
             raise SettingError(
                 f"Got {str(text)!r} as a budget: a fraction is given in per cent, {KINDS[kind]}."
@@ -215,7 +214,7 @@ def load(runs_folder: Path, name: str) -> BudgetReport:
         raise RunError(f"The budget {name} was saved by a newer ispasp; install that one.")
     try:
         return _report(dict(plain))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, SettingError) as error:
         raise RunError(
             f"There is no budget {name} in {runs_folder} that can be read; run it again."
         ) from error
@@ -238,18 +237,22 @@ def _report(plain: dict[str, Any]) -> BudgetReport:
     del plain["format"]
     plain["budget"] = _side(plain["budget"])
     plain["uniform"] = None if plain["uniform"] is None else _side(plain["uniform"])
-    report = BudgetReport(**{key: _tuple(value) for key, value in plain.items()})
+    report = plain_files.check_fields(BudgetReport(**plain_files.tuples(plain)))
     for name in report.budgets:
         parse(name)
-    sides = [report.budget, *([report.uniform] if report.uniform else [])]
-    if any(len(each) != len(report.blocks) for each in (report.groups, *(side.counts for side in sides))):
-        raise ValueError("its blocks and counts do not fit")
+    asked = set(report.limits) - {"loss"}
+    for side in filter(None, (report.budget, report.uniform)):
+        sizes = zip(report.blocks, report.groups, side.counts, strict=True)
+        if not all(0 < kept <= groups for _, groups, kept in sizes):
+            raise ValueError("its blocks and counts do not fit")
+        if not set(side.measured) >= _MEASURED | asked or not asked <= set(side.predicted):
+            raise ValueError("it does not say what was measured")
+        if set(side.measured) != set(report.budget.measured):
+            raise ValueError("the uniform run was not measured as the other")
+    if not set(report.dense) >= _MEASURED or not isinstance(report.settings.get("model", ""), str):
+        raise ValueError("it does not say what the dense model is and costs")
     return report
 
 
 def _side(plain: dict[str, Any]) -> Side:
-    return Side(**{key: _tuple(value) for key, value in plain.items()})
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return plain_files.check_fields(Side(**plain_files.tuples(plain)))

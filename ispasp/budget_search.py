@@ -200,7 +200,7 @@ class Stopwatch:
             rest = f", and all else {self.fixed:.2g} ms" if self.fixed else ""
             raise SettingError(
                 f"The budget '{budget.words}' cannot be reached: with the fewest groups in every block the model is "
-                f"{fastest:.2f}x as fast, because the layers that pruning narrows still take {after:.2g} ms of "
+                f"{fastest:.2f}× as fast, because the layers that pruning narrows still take {after:.2g} ms of "
                 f"{before:.2g} ms by the table{rest}; ask for less{search.instead}."
             )
 

@@ -46,12 +46,14 @@ def _saved(side: Side) -> str:
     return f"keep {side.keep:g}, saved as {side.run_id}"
 
 
-def sensitivity_table(curves: Sequence[Curve], quantity: str = "agreement") -> str:
-    """One line per block, one column per kept fraction, and which blocks to spare."""
+def sensitivity_table(
+    curves: Sequence[Curve], quantity: str = "agreement", samples: int | None = None
+) -> str:
+    """One line per block, one column per kept fraction, and ``advice``."""
     info = heat_info(curves, quantity)
     wide = max(len("kept fraction"), *(len(name) for name in info.names))
     form = "{:.1%}".format if info.quantity == "agreement" else residual
     lines = [f"{'kept fraction':{wide}} " + " ".join(f"{f'{fraction:g}':>8}" for fraction in info.fractions)]
     for name, values in zip(info.names, info.values, strict=True):
         lines.append(f"{name:{wide}} " + " ".join(f"{form(float(value)):>8}" for value in values))
-    return "\n".join([*lines, f"({QUANTITIES[info.quantity]})", "", advice(curves)])
+    return "\n".join([*lines, f"({QUANTITIES[info.quantity]})", "", advice(curves, samples)])

@@ -32,7 +32,7 @@ from ispasp.run_settings import RunSettings
 from ispasp.runs import ExportDone, RunSaved
 from ispasp.sensitivity_run import SensitivityDone
 from ispasp.settings import check_keep
-from ispasp.sweeps import SweepSettings
+from ispasp.sweeps import RunRefused, SweepSettings
 
 T = TypeVar("T")
 
@@ -166,6 +166,8 @@ def _report_saved(events: Iterable[Any], as_json: bool) -> None:
     """Print what every saved run amounts to."""
     rows = []
     for event in events:
+        if isinstance(event, RunRefused):
+            print(f"ispasp: one run was left out. {event.problem}", file=sys.stderr)
         if isinstance(event, RunSaved):
             record = store.open_run(event.path)
             report, settings = record.report, RunSettings.of(record)
@@ -210,7 +212,7 @@ def sensitivity(options: argparse.Namespace) -> None:
         ]
         print(json.dumps({"curves": curves}))
     else:
-        print(budget_tables.sensitivity_table(done.curves))
+        print(budget_tables.sensitivity_table(done.curves, samples=_run_settings(options).samples))
 
 
 def _budget(options: argparse.Namespace, settings: RunSettings) -> None:

@@ -237,11 +237,25 @@ def _rings(figure: go.Figure, info: TradeOff, chosen: Mapping[str, str], dark: b
     )
 
 
+_OTHER_SYMBOLS = ("square", "triangle-up", "x", "star", "triangle-down", "cross")
+
+
+def _marker(reconstruct: str, number: int) -> str:
+    """The re-fit's symbol for the first of several conditions, others for the rest."""
+    if number == 0:
+        return _SYMBOLS.get(reconstruct, "x")
+    return _OTHER_SYMBOLS[(number - 1) % len(_OTHER_SYMBOLS)]
+
+
 class ResidualLine(NamedTuple):
-    """One block under one selector and re-fit: kept fraction (effective) and relative residual, by rising fraction."""
+    """One block under one selector and re-fit: kept fraction (effective) and relative residual, by rising fraction.
+
+    ``also``: the other settings of its runs, where not all runs have the same: ``"samples 64, seed 1"``.
+    """
 
     block: str
     made: tuple[str, str]
+    also: str
     kept: np.ndarray
     residual: np.ndarray
 
@@ -266,34 +280,51 @@ class ResidualsByKeep(NamedTuple):
         return 0.0, 1.08 * (float(shown.max()) or 1.0)
 
 
-def residuals_by_keep(runs: Sequence[tuple[tuple[str, str], Mapping[str, Any]]]) -> ResidualsByKeep:
-    """Residual of every block against the fraction kept of it.
+def residuals_by_keep(runs: Sequence[tuple[Row, Mapping[str, Any]]]) -> ResidualsByKeep:
+    """Residual of every block against the fraction kept of it. Only runs that differ in nothing else make a line.
 
     Args:
-        runs: selector and re-fit, and the report, of each run. Where there are more than ``PANELS`` blocks, those
+        runs: every run and its report. Where there are more than ``PANELS`` blocks, those
             with the largest residuals stay.
     """
-    values: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
-    for made, report in runs:
+    values: dict[str, dict[tuple[tuple[str, str], str], list[tuple[float, float]]]] = {}
+    also = _what_differs([row for row, _ in runs])
+    for row, report in runs:
         for block in report["blocks"]:
             point = block["kept"] / block["groups"], float(block["relative_residual"])
-            values.setdefault(block["name"], {}).setdefault(made, []).append(point)
+            values.setdefault(block["name"], {}).setdefault((row.made, also[row.run_id]), []).append(point)
     worst = {name: max(r for points in of.values() for _, r in points) for name, of in values.items()}
     kept = set(sorted(worst, key=lambda name: worst[name], reverse=True)[:PANELS])
     names = tuple(name for name in values if name in kept)
     lines = []
     for name in names:
-        for made, points in sorted(values[name].items(), key=lambda item: _order(item[0])):
+        for (made, said), points in sorted(
+            values[name].items(), key=lambda item: (_order(item[0][0]), item[0][1])
+        ):
             pairs = np.array(sorted(points), dtype=np.float32)
-            lines.append(ResidualLine(name, made, pairs[:, 0], pairs[:, 1]))
+            lines.append(ResidualLine(name, made, said, pairs[:, 0], pairs[:, 1]))
     shown = np.concatenate([line.residual for line in lines]) if lines else np.zeros(0)
     shown = shown[shown > 0]
     log = len(shown) > 0 and bool(shown.max() > LOG_FROM * shown.min())
     return ResidualsByKeep(names, tuple(lines), log, len(values) - len(names))
 
 
+def _what_differs(rows: Sequence[Row]) -> dict[str, str]:
+    """By run: its conditions that not all rows share, in words."""
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for key, value in row.conditions:
+            values.setdefault(key, set()).add(value)
+    return {
+        row.run_id: ", ".join(
+            f"{key.replace('_', ' ')} {value}" for key, value in row.conditions if len(values[key]) > 1
+        )
+        for row in rows
+    }
+
+
 def residuals_figure(info: ResidualsByKeep, dark: bool = False) -> go.Figure:
-    """A small panel per block, a line per selector and re-fit, all on the same axes."""
+    """A small panel per block, a line per selector and re-fit (and what else differs), all on the same axes."""
     count = max(-(-len(info.blocks) // _COLUMNS), 1)
     columns = max(-(-len(info.blocks) // count), 1)
     figure = make_subplots(
@@ -303,7 +334,8 @@ def residuals_figure(info: ResidualsByKeep, dark: bool = False) -> go.Figure:
         horizontal_spacing=0.02,
         vertical_spacing=0.22 / count,
     )
-    named: set[tuple[str, str]] = set()
+    named: set[tuple[tuple[str, str], str]] = set()
+    others = sorted({line.also for line in info.lines})
     for line in info.lines:
         at = info.blocks.index(line.block)
         paint = colour(line.made[0], dark)
@@ -312,18 +344,20 @@ def residuals_figure(info: ResidualsByKeep, dark: bool = False) -> go.Figure:
                 x=line.kept,
                 y=np.where(line.residual > 0, line.residual, np.nan) if info.log else line.residual,
                 mode="lines+markers",
-                name=made_words(line.made),
-                legendgroup=" ".join(line.made),
-                showlegend=line.made not in named,
+                name=", ".join(filter(None, (made_words(line.made), line.also))),
+                legendgroup=" ".join((*line.made, line.also)),
+                showlegend=(line.made, line.also) not in named,
                 line={"color": paint, "dash": _DASHES.get(line.made[1], "longdash"), "width": 2},
-                marker={"symbol": _SYMBOLS.get(line.made[1], "x"), "size": 7},
+                marker={"symbol": _marker(line.made[1], others.index(line.also)), "size": 7},
                 hovertemplate=f"{line.block}<br>kept %{{x:.0%}}: residual %{{y:.3g}}<extra></extra>",
             ),
             row=at // columns + 1,
             col=at % columns + 1,
         )
-        named.add(line.made)
+        named.add((line.made, line.also))
     figure.update_annotations(font_size=12)
+    figure.update_xaxes(title_font_size=12)
+    figure.update_yaxes(title_font_size=12)
     # One range for all panels, said outright: shared axes are shared by row only.
     figure.update_xaxes(range=[0, 1.05], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%")
     figure.update_yaxes(range=info.range, nticks=5)
@@ -331,8 +365,13 @@ def residuals_figure(info: ResidualsByKeep, dark: bool = False) -> go.Figure:
         figure.update_yaxes(type="log", dtick=1, exponentformat="power", minor={"ticks": ""})
     for at in range(len(info.blocks)):
         row, column = at // columns + 1, at % columns + 1
+        if column == 1:
+            figure.update_yaxes(title="relative residual", title_standoff=8, row=row, col=column)
         figure.update_yaxes(showticklabels=column == 1, row=row, col=column)
-        figure.update_xaxes(showticklabels=at + columns >= len(info.blocks), row=row, col=column)
+        lowest = at + columns >= len(info.blocks)
+        if lowest:
+            figure.update_xaxes(title="kept of the block", title_standoff=6, row=row, col=column)
+        figure.update_xaxes(showticklabels=lowest, row=row, col=column)
     layout(figure, 130 + 150 * count)
     figure.update_layout(margin_t=24, legend_y=1 + 40 / (150 * count), modebar=modebar(dark))
     return figure

@@ -52,6 +52,7 @@ class Row:
         seconds: how long the run took.
         lineage: what the run is part of, such as ``{"sweep": ID}``.
         samples, seed, distil: as the run was made.
+        conditions: name and value of the other settings that decide what a block loses.
     """
 
     run_id: str
@@ -72,6 +73,7 @@ class Row:
     samples: int | None
     seed: int | None
     distil: int
+    conditions: tuple[tuple[str, str], ...] = ()
 
     @property
     def change(self) -> float | None:
@@ -148,7 +150,17 @@ def _row(run: RunSummary) -> Row:
         samples=_whole(settings.get("samples")),
         seed=_whole(settings.get("seed")),
         distil=_whole(settings.get("distil")) or 0,
+        conditions=tuple((key, _said(settings[key])) for key in _CONDITIONS if key in settings),
     )
+
+
+_CONDITIONS = (
+    "samples", "seed", "multiple", "candidate_factor", "iterations", "recalibrate", "hidden_sum", "kinds",
+)  # fmt: skip
+
+
+def _said(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _count(value: Any) -> int:
@@ -333,7 +345,7 @@ def predictions(run: RunRecord) -> Predictions:
 
 
 def table_csv(found: Sequence[Row]) -> str:
-    """The rows as comma-separated values with a header, the dense model first; fractions, not per cent."""
+    """The rows as comma-separated values with a header, the dense model first; fractions, to 6 digits."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -350,9 +362,9 @@ def table_csv(found: Sequence[Row]) -> str:
     for row in found:
         writer.writerow(
             [row.run_id, row.name, *row.family[:3], _cell(row.keep), row.selector, row.reconstruct, row.distil,
-             _cell(row.samples), _cell(row.seed), row.macs, row.macs / max(row.dense.macs, 1), row.parameters,
-             row.parameters / max(row.dense.parameters, 1), _cell(row.accuracy), _cell(row.change),
-             _cell(row.agreement), row.family.examples, _cell(row.speedup), row.seconds, row.finished_at,
+             _cell(row.samples), _cell(row.seed), row.macs, _cell(row.macs / max(row.dense.macs, 1)), row.parameters,
+             _cell(row.parameters / max(row.dense.parameters, 1)), _cell(row.accuracy), _cell(row.change),
+             _cell(row.agreement), row.family.examples, _cell(row.speedup), _cell(row.seconds), row.finished_at,
              *(row.lineage.get(key, "") for key in _lineages(found))]
         )  # fmt: skip
     return out.getvalue()
@@ -363,4 +375,4 @@ def _lineages(found: Sequence[Row]) -> list[str]:
 
 
 def _cell(value: float | None) -> float | str:
-    return "" if value is None else value
+    return "" if value is None else round(value, 6)

@@ -33,6 +33,10 @@ class RunError(ISpaSPError):
     """A saved run is missing, damaged, or foreign, or a folder cannot be written."""
 
 
+class UnderWorkError(RunError):
+    """A process works on this run or sweep now."""
+
+
 class ExportError(ISpaSPError):
     """ONNX export failed, or the exported file does not load or does not agree with torch."""
 

@@ -59,7 +59,7 @@ class Traced:
     def per_example(self, node: fx.Node) -> int:
         """How many numbers the value of ``node`` has for each example."""
         sizes = [size if isinstance(size, int) else size.node.expr for size in node.meta["val"].shape]
-        whole = sympy.prod(sizes)
+        whole = sympy.sympify(sympy.prod(sizes))
         return int(whole.subs(dict.fromkeys(whole.free_symbols, 1)))
 
     def live_bytes(self) -> int:

@@ -364,7 +364,7 @@ def _read(path: Path, threads: int) -> dict[str, float]:
     plain = plain_files.read_json(path)
     if not isinstance(plain, dict) or {**plain, "milliseconds": 0} != {**_header(threads), "milliseconds": 0}:
         return {}
-    times = plain["milliseconds"]
+    times = plain.get("milliseconds")
     if not isinstance(times, dict):
         return {}
-    return {str(key): float(ms) for key, ms in times.items() if isinstance(ms, (int, float)) and 0 < ms < 1e9}
+    return {key: float(ms) for key, ms in times.items() if plain_files.is_number(ms) and 0 < ms < 1e9}

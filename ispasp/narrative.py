@@ -21,10 +21,12 @@ def quantity(value: float, beside: float = 0.0) -> str:
     """A count with three significant digits and its prefix: ``"99 k"``, ``"0.27 M"`` from 0.1 million up.
 
     Args:
-        beside: a larger count that it will be compared with; both get the same prefix then.
+        beside: a larger count that it will be compared with; both get the same prefix then, unless that leaves less
+            than 0.01 of this one.
     """
     for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if max(abs(value), beside) >= size * (0.1 if size >= 1e6 else 1):
+        large = max(abs(value), beside) >= size * (0.1 if size >= 1e6 else 1)
+        if large and abs(value) >= 0.01 * size:
             return f"{value / size:.3g} {prefix}"
     return f"{value:.0f}"
 

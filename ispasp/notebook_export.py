@@ -24,6 +24,12 @@ from ispasp.opened import open_data, open_model, prunable_blocks
 from ispasp.run_settings import RunSettings
 """
 
+_THREADS = """
+import torch
+
+torch.set_num_threads({threads})  # as in the run: the last digits of sums depend on it
+"""
+
 _OPEN = """
 loaded = opened.open_model(settings{allow})
 data = opened.open_data(settings, loaded{allow})
@@ -159,6 +165,9 @@ def _cells(settings: RunSettings, record: RunRecord) -> Iterator[tuple[str, str]
     yield "code", _call("settings = RunSettings", dataclasses.asdict(settings))
     if isinstance(versions := record.settings.get("versions"), Mapping):
         yield "code", _VERSIONS.format(versions=_literal(dict(versions)))
+    threads = record.settings.get("threads")
+    if type(threads) is int and threads > 0:
+        yield "code", _THREADS.format(threads=threads)
     yield (
         "markdown",
         "## Model and data\n\nThe dense model with its weights; calibration data, which pruning reads, and "

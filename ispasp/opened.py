@@ -12,7 +12,6 @@ from ispasp.calibration import read
 from ispasp.datasets import Data
 from ispasp.errors import SettingError, listing
 from ispasp.models import LoadedModel
-from ispasp.onepass import BlockDone
 from ispasp.records import Block, Progress
 from ispasp.result import PruneResult
 from ispasp.run_settings import KINDS, RunSettings
@@ -69,21 +68,14 @@ class Opened:
         calibration, evaluation = read(data.calibration), read(data.evaluation, "evaluation")
         self.subject = Subject(loaded.model, calibration, evaluation, devices.pick(device))
 
-    def variant(
-        self,
-        settings: RunSettings,
-        counts: Sequence[int] | None = None,
-        known: Mapping[int, BlockDone] | None = None,
-    ) -> Variant:
-        """A run with these settings; ``counts`` and ``known`` as in ``Variant``.
+    def variant(self, settings: RunSettings, counts: Sequence[int] | None = None) -> Variant:
+        """A run with these settings; ``counts`` as in ``Variant``.
 
         Raises:
             SettingError, ModelError: there are no such blocks.
         """
         keep, names = self._targets(settings)
-        return Variant(
-            self.subject, keep, settings.prune_settings(), names, settings.model, counts=counts, known=known
-        )
+        return Variant(self.subject, keep, settings.prune_settings(), names, settings.model, counts)
 
     def _targets(self, settings: RunSettings) -> tuple[float | dict[str, float], list[str] | None]:
         """The keep ratio, or one for each block; and which blocks to prune, None for all."""
@@ -107,9 +99,9 @@ class Opened:
         return dict.fromkeys(names, settings.keep) | own, None
 
     def described(
-        self, result: PruneResult, settings: RunSettings, lineage: Mapping[str, str]
+        self, result: PruneResult, settings: RunSettings, lineage: Mapping[str, str], threads: int
     ) -> PruneResult:
-        """``result`` with all on record that a saved run of these settings has."""
+        """``result`` with all on record that a saved run of these settings, made with so many threads, has."""
         untrained = [UNTRAINED] if settings.weights == models.RANDOM else []
         described = {
             **result.settings,
@@ -117,6 +109,7 @@ class Opened:
             "architecture": self.loaded.record,
             "words": self.loaded.words,
             "notes": [*self.data.notes, *untrained],
+            **({"threads": threads} if self.subject.device.type == "cpu" else {}),
             **({"lineage": dict(lineage)} if lineage else {}),
         }
         return dataclasses.replace(result, settings=described)

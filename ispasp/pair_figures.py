@@ -49,9 +49,9 @@ def overlap_figure(
         )
     for overlap in found:
         figure.add_annotation(
-            x=101, y=overlap.block, text=f"{overlap.jaccard:.2f}", showarrow=False, xanchor="left"
+            x=101, y=overlap.block, text=f"{100 * overlap.jaccard:.0f} %", showarrow=False, xanchor="left"
         )
-    figure.update_xaxes(title="per cent of the block's groups; at the end: Jaccard index", range=[0, 109])
+    figure.update_xaxes(title="per cent of the block's groups; at the end: the Jaccard index", range=[0, 112])
     figure.update_yaxes(autorange="reversed", type="category")
     layout(figure, 110 + 26 * len(found), barmode="stack", bargap=0.25)
     return figure.update_layout(legend_traceorder="normal", modebar=modebar(dark))

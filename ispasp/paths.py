@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ispasp.errors import ISpaSPError
+from ispasp.errors import ISpaSPError, RunError
 
 
 def expanded(given: str | Path, error: type[ISpaSPError]) -> Path:
@@ -25,3 +25,20 @@ def expanded(given: str | Path, error: type[ISpaSPError]) -> Path:
             f"{str(given)!r} cannot be used as a path ({str(reason).rstrip('.')}): check it."
         ) from problem
     return path
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a run's or a sweep's name in a folder; never outside of it, and never hidden.
+
+    Raises:
+        RunError: it is no such name.
+    """
+    if (
+        not isinstance(name, str)
+        or not name
+        or name != Path(name).name
+        or name.startswith(".")
+        or "\0" in name
+    ):
+        raise RunError(f"{str(name)[:60]!r} is not the name of a run: give the name of a folder in {folder}.")
+    return folder / name

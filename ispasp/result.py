@@ -13,18 +13,18 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ispasp import models, surgery
+from ispasp import models, plain_files, reading, surgery
 from ispasp.errors import ISpaSPError, RunError
 from ispasp.evaluate import Predictions
 from ispasp.models import LoadedModel
-from ispasp.records import ROLES, Block, BlockPruned, BlockStarted, Cut, Distilled, Iteration, Shown, Started
+from ispasp.records import Block, BlockPruned, BlockStarted, Distilled, Iteration, Shown, Started
 
 FORMAT = 3
 """The format that is written. Formats 1 and 2 name riders and consumers where format 3 has cuts."""
@@ -175,25 +175,34 @@ def _architecture(settings: dict[str, Any], path: Path, allow_code: bool) -> nn.
         ) from error
 
 
-def load_record(path: str | Path) -> RunRecord:
-    """Read a saved run without its model. Raises RunError as ``load`` does."""
+def load_record(path: str | Path, *, finished: bool = True) -> RunRecord:
+    """Read a saved run without its model.
+
+    Args:
+        path: the run's folder.
+        finished: False for the record of one block of a run that was cut off, which has no report.
+
+    Raises:
+        RunError: as ``load`` does.
+    """
     plain = read_json(Path(path))
     arrays = _load_tensors(Path(path) / "trace.safetensors")
     try:
-        return _record(plain, arrays)
+        return RunRecord(**reading.fields_of(plain, arrays, finished))
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise RunError(f"The saved run {path} is damaged: {error!r} in run.json. Run it again.") from error
+        said = error if type(error) is ValueError else repr(error)
+        raise RunError(f"The saved run {path} is damaged: {said} (run.json). Run it again.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A saved run's ``run.json`` with its header checked. Raises RunError as ``load`` does."""
     try:
-        plain = json.loads((path / "run.json").read_text())
+        plain = plain_files.parse((path / "run.json").read_text())
     except FileNotFoundError:
         raise RunError(
             f"{path} is not a saved run: it has no run.json. Give a folder that a run was saved to."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(
             f"The saved run {path} is damaged: run.json cannot be read ({error}). Run it again."
         ) from error
@@ -261,98 +270,3 @@ def _plain(result: RunRecord) -> dict[str, Any]:
         "blocks_pruned": [fields(event) for event in result.blocks_pruned],
     }
     return plain if result.distilled is None else plain | {"distilled": fields(result.distilled)}
-
-
-def _record(plain: dict[str, Any], arrays: dict[str, Tensor]) -> RunRecord:
-    blocks = {values["name"]: _block(values) for values in plain["blocks"]}
-
-    def event(kind: Any, values: dict[str, Any], **tensors: Tensor) -> Any:
-        values = _tuples(values)
-        if kind in (BlockStarted, BlockPruned):
-            values["block"] = blocks[values["block"]]
-        return kind(**values, **tensors)
-
-    def iteration(i: int, values: dict[str, Any]) -> Any:
-        hidden_sum = arrays[f"hidden_sum.{values['block']}"]
-        # Runs of the first format have no score: in Algorithm 1 it is the hidden sum.
-        score = arrays.get(f"score.{i}", hidden_sum)
-        return event(
-            Iteration, values, importance=arrays[f"importance.{i}"], hidden_sum=hidden_sum, score=score
-        )
-
-    trace = [iteration(i, values) for i, values in enumerate(plain["trace"])]
-    return RunRecord(
-        settings=plain["settings"],
-        report=plain["report"],
-        trace=trace,
-        started=Started(tuple(blocks.values()), tuple(plain["keep_groups"])),
-        blocks_started=[
-            event(BlockStarted, values, sample=arrays[f"sample.{values['block']}"])
-            for values in plain["blocks_started"]
-        ],
-        blocks_pruned=[_check_selected(event(BlockPruned, values)) for values in plain["blocks_pruned"]],
-        distilled=event(Distilled, plain["distilled"]) if plain.get("distilled") else None,
-        predictions=_predictions(arrays),
-    )
-
-
-def _predictions(arrays: dict[str, Tensor]) -> Predictions | None:
-    found = [arrays.get(f"predicted.{name}") for name in ("dense", "pruned", "labels")]
-    dense, pruned, labels = found
-    if dense is None or pruned is None:
-        return None
-    if any(
-        a is not None and (a.dtype != torch.int32 or a.shape != dense.shape or a.ndim != 1) for a in found
-    ):
-        raise ValueError("the predictions are not of one length")
-    return Predictions(dense, pruned, labels)
-
-
-def _block(values: dict[str, Any]) -> Block:
-    values = dict(values)
-    if "cuts" in values:
-        values["cuts"] = [Cut(**cut) for cut in values["cuts"]]
-    else:
-        riders, consumers = values.pop("riders"), values.pop("consumers")
-        size = values["group_size"]
-        values["cuts"] = [
-            Cut(values["name"], "producer"),
-            *(Cut(name, "rider") for name in riders),
-            *(Cut(name, "consumer", size) for name in consumers),
-        ]
-    block = Block(**_tuples(values))
-    _check_types(block)
-    for cut in block.cuts:
-        _check_types(cut)
-        if cut.role not in ROLES or min(cut.size, cut.repeats) < 1:
-            raise ValueError(f"block {block.name} has the cut {cut}")
-    if block.groups < 1 or block.group_size < 1:
-        raise ValueError(f"block {block.name} has {block.groups} groups of {block.group_size}")
-    return block
-
-
-def _check_types(record: Block | Cut) -> None:
-    """Refuse what JSON may hold but this record must not."""
-    for name, kind in get_type_hints(type(record)).items():
-        value, plain = getattr(record, name), get_origin(kind) or kind
-        if type(value) is not plain:
-            raise ValueError(f"{name} of {record} is no {plain.__name__}")
-
-
-def _check_selected(event: BlockPruned) -> BlockPruned:
-    chosen, groups = event.selected, event.block.groups
-    whole = all(type(group) is int for group in chosen)
-    if (
-        not chosen
-        or not whole
-        or list(chosen) != sorted(set(chosen))
-        or chosen[0] < 0
-        or chosen[-1] >= groups
-    ):
-        raise ValueError(f"block {event.block.name} keeps {str(chosen)[:60]} of {groups} groups")
-    return event
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where the records have tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import json
-import math
 import re
 import secrets
 import shutil
@@ -13,13 +13,14 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
 from ispasp import zip_files
 from ispasp.errors import RunError, listing
 from ispasp.narrative import plural
+from ispasp.plain_files import is_number
 from ispasp.result import load_record
 from ispasp.store import ABOUT, EXPORT
 from ispasp.zip_files import Limits
@@ -37,10 +38,17 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]{0,119}")
 
 @dataclass(frozen=True)
 class Imported:
-    """The ids of the runs that were taken in, and a sentence for each thing that is not as in the archive."""
+    """What came of an archive.
+
+    Attributes:
+        run_ids: of the runs that were taken in.
+        notes: a sentence for each thing that is not as in the archive.
+        known: ids of the runs that were here already.
+    """
 
     run_ids: tuple[str, ...]
     notes: tuple[str, ...]
+    known: tuple[str, ...] = ()
 
 
 Members = dict[str, zipfile.ZipInfo]
@@ -51,7 +59,8 @@ def import_archive(file: BinaryIO, folder: Path, shown: str = "archive.zip") -> 
     """Take in all runs of a zip archive such as ``store.archive`` makes; all of them or none.
 
     Only the files that ispasp writes are taken, each run is read as if it were opened, and nothing is unpickled
-    or run. A run whose name is taken gets another.
+    or run. A run whose name is taken gets another; one that is here already, with the same run.json and weights, is
+    left out.
 
     Args:
         file: the archive, open for reading at any place.
@@ -68,6 +77,7 @@ def import_archive(file: BinaryIO, folder: Path, shown: str = "archive.zip") -> 
 
     staging = folder / f"{STAGING}{secrets.token_hex(4)}"
     placed: list[Path] = []
+    known: list[str] = []
     with zip_files.opened(file, LIMITS, "runs", refuse) as archive:
         found, left_out = _runs_in(archive, refuse)
         try:
@@ -77,8 +87,13 @@ def import_archive(file: BinaryIO, folder: Path, shown: str = "archive.zip") -> 
             for place, (root, members) in enumerate(found.items()):
                 name = root.name or Path(shown).stem
                 notes += _take(archive, members, staging / str(place), name, shown, refuse)
+            here = {place: _twin(staging / str(place), folder) for place in range(len(found))}
             for place, root in enumerate(found):
                 name = root.name or Path(shown).stem
+                if twin := here[place]:
+                    known.append(twin)
+                    notes.append(f"{name} is already here{f', as {twin}' if twin != name else ''}.")
+                    continue
                 placed.append(_put(staging / str(place), folder, name))
                 if placed[-1].name != name:
                     notes.append(f"{name} is called {placed[-1].name} here: {_why(name)}.")
@@ -94,7 +109,7 @@ def import_archive(file: BinaryIO, folder: Path, shown: str = "archive.zip") -> 
             raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return Imported(tuple(path.name for path in placed), tuple(notes))
+    return Imported(tuple(path.name for path in placed), tuple(notes), tuple(known))
 
 
 def _runs_in(
@@ -169,9 +184,7 @@ def _take(
                 f"is damaged: {member.filename!r} cannot be unpacked", "fetch it once more"
             ) from error
     try:
-        record = load_record(place)
-        if problem := _report_problem(record.report):
-            raise RunError(f"The saved run {place} is damaged: its report {problem}. Run it again.")
+        load_record(place)
         try:
             with safe_open(place / "model.safetensors", framework="pt") as weights:
                 weights.keys()
@@ -185,36 +198,6 @@ def _take(
             f"The archive {shown[-60:]} cannot be imported, and nothing of it was kept. {said}"
         ) from error
     return _check_export(place, name)
-
-
-def _report_problem(report: dict[str, Any]) -> str:
-    """What a list or a page could not show; empty where all is well."""
-    for key in ("params_before", "params_after", "macs_before", "macs_after", "seconds"):
-        if not is_number(report.get(key)):
-            return f"has no number for {key}"
-    for key in ("accuracy_before", "accuracy_after", "agreement"):
-        if report.get(key) is not None and not is_number(report[key]):
-            return f"has no number for {key}"
-    blocks = report.get("blocks")
-    if not isinstance(blocks, list) or not all(
-        isinstance(block, dict)
-        and isinstance(block.get("name"), str)
-        and is_number(block.get("groups"))
-        and is_number(block.get("kept"))
-        for block in blocks
-    ):
-        return "does not say what every block kept"
-    return ""
-
-
-def is_number(value: object) -> bool:
-    """Whether JSON gave a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond floating point
-        return False
 
 
 def _check_export(place: Path, name: str) -> list[str]:
@@ -240,6 +223,20 @@ def _check_export(place: Path, name: str) -> list[str]:
         shutil.rmtree(folder)
         return [f"The ONNX files of {name} were left out, as their report is damaged: export it again."]
     return []
+
+
+def _twin(source: Path, folder: Path) -> str:
+    """The id of a run that is here with the same run.json and weights, byte by byte; empty where there is none."""
+    for path in sorted(folder.iterdir()):
+        try:
+            if not path.name.startswith(".") and all(
+                filecmp.cmp(source / name, path / name, shallow=False)
+                for name in ("run.json", "model.safetensors")
+            ):
+                return path.name
+        except OSError:
+            continue  # no run, or it vanished
+    return ""
 
 
 def _put(source: Path, folder: Path, name: str) -> Path:

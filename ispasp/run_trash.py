@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ispasp.errors import RunError
+from ispasp.paths import inside
+from ispasp.store import read_about
 
 FOLDER = ".trash"
 KEPT = timedelta(days=7)
@@ -17,11 +19,12 @@ _STAMP = "%Y%m%d-%H%M%S"
 
 @dataclass(frozen=True)
 class Deleted:
-    """A run in the trash: ``key`` brings it back, ``deleted_at`` is in UTC."""
+    """A run in the trash: ``key`` brings it back, ``deleted_at`` is in UTC, ``name`` is what a person called it."""
 
     run_id: str
     key: str
     deleted_at: datetime
+    name: str = ""
 
 
 def delete(folder: Path, run_id: str) -> Deleted:
@@ -30,7 +33,7 @@ def delete(folder: Path, run_id: str) -> Deleted:
     Raises:
         RunError: it is not there, or cannot be moved.
     """
-    path = _in(folder, run_id)
+    path = inside(folder, run_id)
     now = datetime.now(UTC).replace(microsecond=0)
     key = f"{run_id}.{now.strftime(_STAMP)}-{secrets.token_hex(2)}"
     try:
@@ -62,9 +65,9 @@ def restore(folder: Path, key: str) -> str:
     Raises:
         RunError: it is not in the trash any more, a run of its name is there, or it cannot be moved.
     """
-    path = _in(folder / FOLDER, key)
+    path = inside(folder / FOLDER, key)
     run_id = key.rpartition(".")[0]
-    place = _in(folder, run_id)
+    place = inside(folder, run_id)
     try:
         if not path.is_dir():
             raise FileNotFoundError
@@ -100,12 +103,5 @@ def in_trash(folder: Path) -> list[Deleted]:
             moment = datetime.strptime(stamp.rpartition("-")[0], _STAMP).replace(tzinfo=UTC)
         except ValueError:
             continue
-        found.append(Deleted(run_id, name, moment))
+        found.append(Deleted(run_id, name, moment, read_about(folder / FOLDER / name)["name"]))
     return sorted(found, key=lambda one: (one.deleted_at, one.key), reverse=True)
-
-
-def _in(folder: Path, name: str) -> Path:
-    """The path of a name in a folder; never outside of it."""
-    if not name or name != Path(name).name or name.startswith(".") or "\0" in name:
-        raise RunError(f"{name[:60]!r} is not the name of a run: give the name of a folder in {folder}.")
-    return folder / name

@@ -14,14 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ispasp import cores, unfinished
 from ispasp import device as devices
-from ispasp import unfinished
 from ispasp.calibration import Batch, read
 from ispasp.errors import ISpaSPError, RunError
 from ispasp.latency import LatencyReport, compare_latency
 from ispasp.models import build
 from ispasp.onnx_export import export_onnx
 from ispasp.opened import Opened, open_all, open_data, open_model
+from ispasp.paths import inside
 from ispasp.records import BlockPruned, Event, Finished, Progress, Started
 from ispasp.result import check_new_folder, load, load_record
 from ispasp.run_settings import RunSettings
@@ -49,7 +50,7 @@ def new_run_id(settings: RunSettings) -> str:
     """A folder name that says what the run is and sorts by time."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     model = re.sub(r"[^A-Za-z0-9_]+", "-", settings.model).strip("-")[-40:]
-    return f"{now}-{model}-keep{settings.keep:g}-{secrets.token_hex(2)}"
+    return f"{now}-{model}-keep{settings.keep:g}-{secrets.token_hex(4)}"
 
 
 def execute(
@@ -94,8 +95,8 @@ def resume(runs_folder: Path, run_id: str, *, allow_code: bool = False) -> Itera
         RunError: somebody else works on it, or it cannot be taken up.
         ISpaSPError: as ``execute``.
     """
-    path = runs_folder / Path(run_id).name
-    with Attempt(runs_folder, path.name) as attempt:
+    path = inside(runs_folder, run_id)
+    with Attempt(runs_folder, run_id) as attempt:
         opened = yield from open_all(attempt.settings, allow_code=allow_code)
         yield from _attempted(opened, attempt, path)
     yield RunSaved(path.name, path)
@@ -104,18 +105,22 @@ def resume(runs_folder: Path, run_id: str, *, allow_code: bool = False) -> Itera
 def _attempted(opened: Opened, attempt: Attempt, path: Path) -> Iterator[Event]:
     settings = attempt.settings
     try:
-        variant = opened.variant(settings, attempt.counts, attempt.known())
-        for event in kept_on_disk(variant.events(), variant, attempt):
-            if isinstance(event, Finished):
-                event = Finished(opened.described(event.result, settings, attempt.lineage))
-                event.result.save(path)
-            yield event
+        with cores.threads(attempt.threads):
+            variant = opened.variant(settings, attempt.counts)
+            variant.known = attempt.known()
+            for event in kept_on_disk(variant.events(), variant, attempt):
+                if isinstance(event, Finished):
+                    event = Finished(
+                        opened.described(event.result, settings, attempt.lineage, attempt.threads)
+                    )
+                    event.result.save(path)
+                    attempt.discard()
+                yield event
     except RunError:  # the disk is full, say: there is something to go on with once there is room
         raise
     except (GeneratorExit, ISpaSPError):
         attempt.discard()
         raise
-    attempt.discard()
 
 
 def kept_on_disk(events: Iterator[Event], variant: Variant, attempt: Attempt) -> Iterator[Event]:
@@ -125,6 +130,7 @@ def kept_on_disk(events: Iterator[Event], variant: Variant, attempt: Attempt) ->
             attempt.settle(event.keep_groups)
         elif isinstance(event, BlockPruned):
             attempt.keep(event.index, variant.blocks_done[event.index])
+            variant.written(event.index)
         yield event
 
 

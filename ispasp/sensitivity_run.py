@@ -18,7 +18,9 @@ import torch
 from ispasp import plain_files, sensitivity, taylor
 from ispasp.errors import SettingError, listing
 from ispasp.opened import Opened, open_all
-from ispasp.records import Block, Cut, Progress
+from ispasp.plain_files import check_fields, tuples
+from ispasp.reading import block_of
+from ispasp.records import Block, Progress
 from ispasp.run_settings import RunSettings
 from ispasp.sensitivity import FINE, Curve
 from ispasp.settings import check_keep
@@ -92,7 +94,7 @@ def curves_of(
     content = _content(opened)
     plain = plain_files.read_json(path)
     known = _curves(plain)
-    if known and plain["content"] == content and [curve.block for curve in known] == blocks:
+    if known and plain.get("content") == content and [curve.block for curve in known] == blocks:
         return known
     scores = {}
     if settings.selector == "taylor":
@@ -143,21 +145,18 @@ def _curves(plain: Any) -> list[Curve] | None:
         if plain["format"] != FORMAT:
             return None
         return [_curve(values) for values in plain["curves"]]
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None
 
 
 def _curve(values: dict[str, Any]) -> Curve:
-    values = _with_tuples(values)
-    block = _with_tuples(values["block"])
-    block["cuts"] = tuple(Cut(**cut) for cut in block["cuts"])
-    curve = Curve(**{**values, "block": Block(**block)})
+    curve = check_fields(Curve(**{**tuples(values), "block": block_of(values["block"])}))
     columns = (curve.divergence, curve.residual, curve.error_after, curve.agreement)
-    lengths = {len(column) for column in columns if column is not None}
-    if lengths != {len(curve.kept)} or curve.kept[-1] != curve.block.groups:
+    if {len(column) for column in columns if column is not None} != {len(curve.kept)}:
         raise ValueError(f"the curve of {curve.block.name} is not whole")
+    rising = list(curve.kept) == sorted(set(curve.kept)) and curve.kept[0] > 0
+    if not rising or curve.kept[-1] != curve.block.groups:
+        raise ValueError(f"the curve of {curve.block.name} is not whole")
+    if min(value for column in columns if column is not None for value in column) < 0:
+        raise ValueError(f"the curve of {curve.block.name} holds what is less than nothing")
     return curve
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

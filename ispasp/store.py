@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ispasp import plain_files
 from ispasp.errors import RunError, SettingError
 from ispasp.result import RunRecord, load_record, read_json
 
@@ -214,10 +215,7 @@ def open_run(path: Path) -> RunRecord:
 
 def export_report(path: Path) -> dict[str, Any] | None:
     """The report of ``export_run`` for a run that was exported; None for one that was not."""
-    try:
-        report = json.loads((path / EXPORT / "export.json").read_text())
-    except (OSError, ValueError):
-        return None
+    report = plain_files.read_json(path / EXPORT / "export.json")
     return report if isinstance(report, dict) else None
 
 

@@ -6,10 +6,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
-
-import torch
 
 T = TypeVar("T")
 
@@ -28,9 +25,14 @@ def together(steps: Sequence[Iterator[T]], workers: int) -> Iterator[tuple[int, 
         Exception: what the first of them raised; the others are closed.
     """
     if workers == 1:
-        for number, items in enumerate(steps):
-            for item in items:
-                yield number, item
+        try:
+            for number, items in enumerate(steps):
+                for item in items:
+                    yield number, item
+        finally:
+            for items in steps:
+                if isinstance(items, Generator):
+                    items.close()
         return
     ready: queue.Queue[tuple[int, Any, BaseException | None]] = queue.Queue(maxsize=workers)
     stop, over = threading.Event(), object()
@@ -71,18 +73,3 @@ def together(steps: Sequence[Iterator[T]], workers: int) -> Iterator[tuple[int, 
                     yield number, item
         finally:
             stop.set()
-
-
-@contextmanager
-def side_by_side(device: torch.device, most: int) -> Iterator[int]:
-    """How many pieces of work, ``most`` or fewer, the device does well at once; the CPU's cores are shared out.
-
-    Small layers do not keep several cores busy; several runs do. A GPU is best used by one.
-    """
-    threads = torch.get_num_threads()
-    workers = min(most, threads) if device.type == "cpu" else 1
-    torch.set_num_threads(max(1, threads // workers))
-    try:
-        yield workers
-    finally:
-        torch.set_num_threads(threads)

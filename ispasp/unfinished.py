@@ -21,14 +21,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ispasp.errors import ISpaSPError, RunError
+from ispasp import cores, plain_files
+from ispasp.errors import ISpaSPError, RunError, UnderWorkError
 from ispasp.onepass import BlockDone
+from ispasp.paths import inside
 from ispasp.reconstruct import Refit
 from ispasp.records import Started
 from ispasp.result import RunRecord, load_record, write_record
 from ispasp.run_settings import RunSettings
 
 FOLDER = ".unfinished"
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ISpaSPError,
+)  # fmt: skip
 _PLAN = "plan.json"
 PATIENCE = 1.0  # seconds to wait for a lock: whoever lists what is there holds it for a moment
 
@@ -60,6 +65,7 @@ class Attempt:
     Attributes:
         settings, lineage: of the run.
         begun_at: when it was begun first.
+        threads: of torch on the CPU; with as many it gives the same result to the last bit.
         counts: how many groups each block keeps; None until that is settled.
     """
 
@@ -69,19 +75,17 @@ class Attempt:
         Raises:
             RunError: another process works on it, or it cannot be read.
         """
-        self.folder = runs_folder / FOLDER / run_id
-        self.run_id = run_id
-        self._lock = FileLock(self.folder / "lock", thread_local=False)
+        self.folder, self.run_id = inside(runs_folder / FOLDER, run_id), run_id
+        self._lock = _locked(self.folder, patience)
         try:
-            self._lock.acquire(patience)
             self._plan: dict[str, Any] = json.loads((self.folder / _PLAN).read_text())
             self.settings = RunSettings(**self._plan["settings"])
             self.lineage: dict[str, str] = dict(self._plan["lineage"])
             self.counts: list[int] | None = self._plan["counts"]
-            self.begun_at = str(self._plan["begun_at"])
-        except Timeout:
-            raise RunError(f"The run {run_id} is being worked on already.") from None
-        except (OSError, ValueError, KeyError, TypeError, ISpaSPError) as error:
+            if self.counts is not None and not all(type(count) is int for count in self.counts):
+                raise ValueError("the kept groups are no numbers")
+            self.begun_at, self.threads = str(self._plan["begun_at"]), int(self._plan["threads"])
+        except UNREADABLE as error:
             self._lock.release()
             raise RunError(
                 f"The interrupted run {run_id} cannot be taken up ({error}); discard it and run again."
@@ -139,31 +143,38 @@ class Attempt:
 
     def discard(self) -> None:
         """Remove it: the run is saved, or nobody wants it."""
+        _remove(self.folder)
         self._lock.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # others are under way
-            self.folder.parent.rmdir()
 
 
 def begin(
-    runs_folder: Path, run_id: str, settings: RunSettings, lineage: Mapping[str, str] | None = None
+    runs_folder: Path,
+    run_id: str,
+    settings: RunSettings,
+    lineage: Mapping[str, str] | None = None,
+    threads: int | None = None,
 ) -> Attempt:
-    """A new attempt.
+    """A new attempt; ``threads`` of torch as usual by default.
 
     Raises:
         RunError: the folder cannot be written.
     """
-    folder = runs_folder / FOLDER / run_id
+    folder = inside(runs_folder / FOLDER, run_id)
     plan = {
         "settings": settings.plain(),
         "lineage": dict(lineage or {}),
         "begun_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "threads": cores.usual() if threads is None else threads,
         "counts": None,
     }
 
     def write() -> None:
         folder.mkdir(parents=True)
-        _write_plan(folder, plan)
+        try:
+            _write_plan(folder, plan)
+        except OSError:
+            _remove(folder)
+            raise
 
     _written(folder, write)
     return Attempt(runs_folder, run_id)
@@ -172,37 +183,65 @@ def begin(
 def find(runs_folder: Path) -> list[Unfinished]:
     """The runs that were cut off, newest first; those that a live process works on are left out."""
     found = []
-    place = runs_folder / FOLDER
-    for path in place.iterdir() if place.is_dir() else ():
-        if not (path / _PLAN).is_file():
+    for name in _names_in(runs_folder / FOLDER):
+        if (runs_folder / name / "run.json").is_file():
+            discard(runs_folder, name)  # it was saved, and the process killed before it could tidy up
             continue
-        with contextlib.suppress(RunError):
-            attempt = Attempt(runs_folder, path.name, 0)
-            attempt.let_go()
+        with contextlib.suppress(RunError, OSError), Attempt(runs_folder, name, 0) as attempt:
             total = len(attempt.counts or ())
             found.append(
                 Unfinished(
-                    path.name, attempt.settings, attempt.blocks_done, total, attempt.begun_at, attempt.lineage
+                    name, attempt.settings, attempt.blocks_done, total, attempt.begun_at, attempt.lineage
                 )
             )
     return sorted(found, key=lambda run: (run.begun_at, run.run_id), reverse=True)
 
 
+def _names_in(place: Path) -> list[str]:
+    try:
+        found = [path for path in place.iterdir() if path.name[0] != "."]
+        return [path.name for path in found if (path / _PLAN).is_file()]
+    except OSError:
+        return []
+
+
 def discard(runs_folder: Path, run_id: str) -> None:
-    """Remove what a run has left.
+    """Remove what a run has left; nothing happens where there is nothing.
 
     Raises:
-        RunError: a process works on it.
+        UnderWorkError: a process works on it.
+        RunError: it is no run's name.
     """
-    folder = runs_folder / FOLDER / Path(run_id).name
-    lock = FileLock(folder / "lock", timeout=0, thread_local=False)
+    folder = inside(runs_folder / FOLDER, run_id)
+    if folder.is_dir():
+        lock = _locked(folder, 0)
+        _remove(folder)
+        lock.release()
+
+
+def _locked(folder: Path, patience: float) -> FileLock:
+    """A lock that is held. It lies beside the folder, so that taking it never makes one."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), thread_local=False)
     try:
-        if folder.is_dir():
-            with lock:
-                pass
+        if not folder.is_dir():
+            raise FileNotFoundError(folder)
+        lock.acquire(patience)
     except Timeout:
-        raise RunError(f"The run {run_id} is being worked on; stop it first.") from None
-    shutil.rmtree(folder, ignore_errors=True)
+        raise UnderWorkError(f"The run {folder.name} is being worked on: stop it first, or wait.") from None
+    except OSError as error:
+        raise RunError(f"There is nothing of the run {folder.name} that could be gone on with.") from error
+    return lock
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that is locked, and its lock; gone at once for whoever lists what is there."""
+    gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.gone")
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # others are under way
+        folder.parent.rmdir()
 
 
 def _written(folder: Path, write: Any) -> None:
@@ -243,10 +282,10 @@ def _tensors(refits: Sequence[Refit]) -> Iterable[tuple[str, Tensor]]:
 
 
 def _read(folder: Path) -> BlockDone:
-    record = load_record(folder)
+    record = load_record(folder, finished=False)
     try:
         tensors = load_file(folder / "refits.safetensors")
-        plain = json.loads((folder / "refits.json").read_text())
+        plain = plain_files.parse((folder / "refits.json").read_text())
         refits = tuple(
             Refit(
                 weight=tensors[f"weight.{number}"],

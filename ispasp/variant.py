@@ -23,13 +23,17 @@ from ispasp.errors import SettingError, SurgeryError, listing
 from ispasp.evaluate import Predictions
 from ispasp.graph import exclusive
 from ispasp.onepass import BlockDone, OnePass
-from ispasp.records import Block, Distilled, Event, Finished, Progress, Started
+from ispasp.records import Block, BlockPruned, Distilled, Event, Finished, Progress, Started
 from ispasp.reference import Reference
 from ispasp.result import PruneResult
 from ispasp.settings import PruneSettings, groups_to_keep
 from ispasp.subject import Subject
 
 PROGRESS_SECONDS = 0.05  # a Progress event at most this often
+# For the progress, what all blocks cost beside streaming: so many examples' forward passes,
+BESIDE_EXAMPLES = 200
+# and for a re-fit so many passes over the calibration data.
+REFIT_PASSES = 1.5
 
 T = TypeVar("T")
 
@@ -39,6 +43,7 @@ class Variant:
 
     Attributes:
         plan: the blocks that are pruned, in network order, and how many groups each keeps.
+        known: the blocks that an earlier attempt has finished, by their place in the plan.
         done, total: work in rough multiply-adds, for the progress.
     """
 
@@ -50,7 +55,6 @@ class Variant:
         names: Sequence[str] | None = None,
         source: str = "",
         counts: Sequence[int] | None = None,
-        known: Mapping[int, BlockDone] | None = None,
     ) -> None:
         """
         Args:
@@ -58,7 +62,6 @@ class Variant:
             names: which blocks to prune; all prunable ones by default.
             source: where the model came from, for the record.
             counts: how many groups each block keeps, where an earlier attempt at this run has found it out.
-            known: the blocks that the earlier attempt has finished, by their place in the plan.
 
         Raises:
             SettingError, ModelError: a block is unknown or cannot be pruned, or has no fraction.
@@ -70,7 +73,7 @@ class Variant:
         self._shared_out = settings.allocation != "uniform" and counts is None
         if counts is not None:
             self.plan = [(block, kept) for (block, _), kept in zip(self.plan, counts, strict=True)]
-        self._known = known or {}
+        self.known: Mapping[int, BlockDone] = {}
         self._pass: OnePass | None = None
         self._started: Started | None = None
         work, blocks = subject.work, len(self.plan)
@@ -79,9 +82,11 @@ class Variant:
         self._measuring = work * subject.examples * (1 + blocks * len(sensitivity.FRACTIONS) / 2)
         self._distilling = work * BATCH_SIZE * 4 * settings.distil
         held_out = sum(len(batch) for batch in subject.evaluation)
+        refitting = REFIT_PASSES * subject.examples if settings.reconstruct != "none" else 0.0
+        self._beside = work * (BESIDE_EXAMPLES + refitting)
         self.total = work * subject.examples * (2 if self.asymmetric else 1) + self._distilling
         self.total += work * held_out * (3 if settings.distil else 2)
-        self.total += self._measuring if self._shared_out else 0.0
+        self.total += self._beside + (self._measuring if self._shared_out else 0.0)
         self.done = self._last_progress = self._worked = self._resumed = 0.0
 
     @property
@@ -93,6 +98,11 @@ class Variant:
     def blocks_done(self) -> Mapping[int, BlockDone]:
         """What has happened to the blocks so far, by their place in the plan, in the order of execution."""
         return self._pass.done if self._pass else {}
+
+    def written(self, index: int) -> None:
+        """A finished block is on disk: what only another attempt needs of it need not be held."""
+        assert self._pass is not None
+        self._pass.done[index] = dataclasses.replace(self._pass.done[index], refits=())
 
     def events(self) -> Iterator[Event]:
         """The whole run; the last event is ``Finished``."""
@@ -154,13 +164,16 @@ class Variant:
             self._scores,
             self._clock,
             self.progress,
-            self._known,
+            self.known,
         )
 
     def prune_block(self, index: int) -> Iterator[Event]:
         """Prune one block; the reference has been taken to it, and the last event is its ``BlockPruned``."""
         assert self._pass is not None
-        return self._pass.prune_block(index)
+        for event in self._pass.prune_block(index):
+            if isinstance(event, BlockPruned):
+                self.done += self._beside / len(self.plan)
+            yield event
 
     def finish(self) -> Iterator[Event]:
         """Slice, check, distil and measure; the last event is ``Finished``."""
@@ -207,7 +220,8 @@ class Variant:
             predictions=predictions,
             model=pruned.to(subject.home),
         )
-        self._pass = None  # lets go of the last values
+        self._pass = None
+        del one_pass  # with the last values
         yield Progress(1.0, "finished")
         yield Finished(result)
 

@@ -67,8 +67,10 @@ def opened(file: BinaryIO, limits: Limits, what: str, refuse: Refuse) -> zipfile
             f"give one of at most {limits.members:,} files",
         ) from None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        reason = str(error).rstrip(".") or type(error).__name__
+        more = "" if reason == "File is not a zip file" else f" ({reason})"
         raise refuse(
-            f"cannot be read as a zip file ({str(error).rstrip('.') or type(error).__name__})",
+            f"cannot be read as a zip file{more}",
             f"pack the {what} once more",
         ) from error
     members = archive.infolist()

@@ -51,7 +51,7 @@ def report(id: str = "20260101-000000-aaaa", **more: object) -> BudgetReport:
 
 def test_without_anything_measured_the_page_says_what_to_do() -> None:
     app = visit()
-    assert "1. Measure sensitivity" in words(app)
+    assert "1. Meet the budget" in words(app)
     assert "At most 50 % of the MACs, mnist_mlp: 0.407 M of 0.813 M." in words(app)
     assert app.number_input(key="budget_samples").value == 64
     sound(app.selectbox(key="budget_model").set_value("cifar10_resnet20").run())
@@ -79,7 +79,7 @@ def test_the_form_says_what_is_missing_or_out_of_range() -> None:
     sound(app.selectbox(key="budget_unit_macs").set_value("k").run())
     assert app.number_input(key="budget_macs_k_mnist_mlp").value == 407
     hold_to(app, "Speed")
-    assert not app.button(key="budget_meet").disabled and "At least 2x faster at batch 1" in words(app)
+    assert not app.button(key="budget_meet").disabled and "At least 2× faster at batch 1" in words(app)
     hold_to(app, "Accuracy alone")
     assert "Lose at most 2 points of accuracy, mnist_mlp." in words(app)
     number(app, "budget_loss", None)
@@ -92,6 +92,7 @@ def test_sensitivity_and_budget_are_measured_and_survive_a_refresh() -> None:
     press(app, "budget_measure")
     assert "Sensitivity of mnist_mlp" in words(app) and app.button(key="budget_meet").disabled
     until(app, lambda: "fc1 is the only block" in words(app))
+    assert "of 64 calibration examples" in words(app)
     sound(app.run())
     assert "measuring" not in app.query_params and len(app.get("plotly_chart")) == 1
     agreement = app.get("plotly_chart")[0].proto.spec
@@ -132,9 +133,15 @@ def test_earlier_budgets_are_chosen_and_the_uniform_run_stands_beside(runs_folde
     )
     app = visit()
     assert app.selectbox(key="budget_choice").value == "20260102-000000-bbbb"  # the newest
+    assert "Last result, mnist_mlp: at most 50 %" in words(app)  # the form asks for something else
     assert "Missed" in words(app) and "02 Jan 2026" in app.selectbox(key="budget_choice").options[0]
     sound(app.selectbox(key="budget_choice").set_value("20260101-000000-aaaa").run())
     assert seen(app, "budget") == "20260101-000000-aaaa"
+    assert "Earlier result, mnist_mlp: at most 50 %" in words(app)
+    number(app, "budget_loss", 2.0)
+    assert "mnist_mlp: at most 50 %" in words(app) and "result, " not in words(app)
+    sound(app.selectbox(key="budget_model").set_value("cifar10_resnet20").run())
+    assert "Earlier result, mnist_mlp: at most 50 %" in words(app)
     rows = table(app, "MACs").set_index("")
     assert rows["Accuracy"].tolist()[0] == "91.0 %" and rows.loc["Target", "Accuracy"] == "≥ 89.0 % (−2.0)"
     assert rows.loc["Uniform 0.5, measured", "Accuracy"] == "80.0 % (−11.0)"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from streamlit.elements.lib import policies
 from streamlit.testing.v1 import AppTest
 
 from ispasp import sweeps
@@ -16,6 +17,7 @@ from ispasp.run_settings import RunSettings
 from ispasp.sweeps import SweepSettings
 from tests.app_page import MAIN, press, runs_folder, seen, sound, table, until, words
 from tests.compared_runs import copy, make
+from ui.compare_details import differing
 
 __all__ = ["runs_folder"]  # a fixture that every test here uses
 
@@ -47,7 +49,7 @@ def shown(app: AppTest) -> list[str]:
 def test_without_runs_the_page_says_what_to_do() -> None:
     app = compare()
     assert "No finished run to compare yet" in words(app)
-    assert not app.button(key="sweep_start").disabled and "6 runs of cifar10_resnet20" in words(app)
+    assert not app.button(key="sweep_start").disabled and "6 runs of cifar10_resnet20." in words(app)
     sound(app.multiselect(key="sweep_keeps").set_value([]).run())
     assert app.button(key="sweep_start").disabled and "Choose at least one keep ratio" in words(app)
 
@@ -56,14 +58,17 @@ def test_runs_stand_below_the_dense_model(three: Path) -> None:
     app = compare()
     assert shown(app)[:2] == ["dense model", "wide"] and set(shown(app)[2:]) == {"narrow", "norm"}
     frame = table(app, "Efficient")
-    assert frame["MACs of dense"].iloc[0] == 100 and frame["MACs of dense"].iloc[1] == pytest.approx(
-        50, abs=1
-    )
+    assert frame["MACs left, %"].iloc[0] == 100 and frame["MACs left, %"].iloc[1] == pytest.approx(50, abs=1)
+    assert "on 200 test images, " in words(app) and seen(app, "of") == "mnist_mlp, tested on 200"
+    # One such run took well under a second, which leaves out most of what a sweep takes: no estimate.
+    sound(app.selectbox(key="sweep_model").set_value("mnist_mlp").run())
+    assert "6 runs of mnist_mlp" in words(app) and "would take" not in words(app)
     assert "Showing 3 runs." in words(app) and "Chosen run" not in words(app)
     assert len(app.get("plotly_chart")) == 2
 
 
-def test_filters_and_axes_are_taken_from_the_address(three: Path) -> None:
+def test_filters_and_axes_are_taken_from_the_address(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policies, "_shown_default_value_warning", False)
     app = compare(
         refits="none, as in the paper", y="Agreement", x="Parameters", of="mnist_mlp, tested on 200"
     )
@@ -74,6 +79,7 @@ def test_filters_and_axes_are_taken_from_the_address(three: Path) -> None:
     clear = next(button for button in app.button if button.label == "Clear the filters")
     sound(clear.click().run())
     assert len(shown(app)) == 4
+    assert not policies._shown_default_value_warning  # that a widget has a default and a value of its own
 
 
 def test_one_run_is_set_against_the_dense_model(three: Path) -> None:
@@ -92,7 +98,10 @@ def test_two_runs_differ_in_sets_and_answers(three: Path) -> None:
     assert (
         "**A** keep 0.05, i-SpaSP, re-fit asymmetric" in text and "**B** keep 0.05, Weight norm, L2" in text
     )
-    assert "**B differs from A in:** selector l2 (A: ispasp), re-fit none (A: asymmetric)." in text
+    assert (
+        "**B differs from A in:** selector Weight norm, L2 (A: i-SpaSP); re-fit none (A: asymmetric)." in text
+    )
+    assert "In the one block, " in text and "a Jaccard index of " in text
     assert "groups that at least one of them keeps are kept by both" in text and "Examples, A → B" in text
     figures = table(app, "B against A").set_index("")
     assert (
@@ -108,7 +117,9 @@ def test_a_run_that_is_gone_or_damaged_is_said_in_a_sentence(three: Path) -> Non
     (three / "broken" / "run.json").write_text("{")
     app = compare(runs="vanished,broken,narrow")
     text = words(app)
-    assert "vanished cannot be compared" in text and "broken cannot be compared" in text
+    assert "vanished: This run is not here: it was deleted, or belongs to another machine." in text
+    assert str(three) not in text.split("vanished", 1)[1].split("\n", 1)[0]
+    assert "broken cannot be compared" in text
     assert "Left out, as they cannot be read: `broken`" in text
     assert "Accuracy by class, dense and C" in text  # the one that is left is shown
     press(app, "leave_A")
@@ -122,6 +133,89 @@ def test_a_link_to_a_run_of_another_model_shows_that_model(three: Path) -> None:
         "dense model",
         "elsewhere",
     ]
+
+
+def test_a_link_to_a_sweep_shows_its_model_and_so_does_a_link_to_the_usual_one(three: Path) -> None:
+    copy(three / "wide", three, "swept", examples=7, finished_at="2000-01-01T00:00:00+00:00")
+    file = three / "swept" / "run.json"
+    plain = json.loads(file.read_text())
+    plain["settings"]["lineage"] = {"sweep": "20261123-150400-1f3a"}
+    file.write_text(json.dumps(plain))
+    app = compare(part_of="sweep 20261123-150400-1f3a")
+    assert app.selectbox(key="of").value == seen(app, "of") == "mnist_mlp, tested on 7"
+    assert shown(app) == ["dense model", "swept"]
+    usual = compare()
+    address = {name: seen(usual, name) for name in usual.query_params}
+    assert address["of"] == "mnist_mlp, tested on 200"
+    copy(three / "wide", three, "newest", examples=9, finished_at="2100-01-01T00:00:00+00:00")
+    assert compare().selectbox(key="of").value == "mnist_mlp, tested on 9"
+    assert compare(**address).selectbox(key="of").value == "mnist_mlp, tested on 200"
+    app = compare(**address)
+    sound(app.selectbox(key="of").set_value("mnist_mlp, tested on 9").run())
+    assert seen(app, "of") == "mnist_mlp, tested on 9" and shown(app) == ["dense model", "newest"]
+
+
+def test_a_chosen_run_that_is_not_shown_is_marked(three: Path) -> None:
+    copy(three / "wide", three, "elsewhere", examples=7, finished_at="2000-01-01T00:00:00+00:00")
+    app = compare(runs="narrow,elsewhere", of="mnist_mlp, tested on 200", refits="none, as in the paper")
+    cards = [str(one.value) for one in app.markdown if str(one.value).startswith(("**A**", "**B**"))]
+    assert "asymmetric – not among the runs shown above" in cards[0]
+    assert (
+        "of mnist\\_mlp, tested on 7 – not among" in cards[1] or "of mnist_mlp, tested on 7 – not" in cards[1]
+    )
+    sound(app.multiselect(key="refits").set_value([]).run())
+    cards = [str(one.value) for one in app.markdown if str(one.value).startswith(("**A**", "**B**"))]
+    assert "not among" not in cards[0] and "not among" in cards[1]
+
+
+def test_what_a_link_asks_for_in_vain_is_said_once(three: Path) -> None:
+    app = compare(
+        of="vgg", part_of="sweep gone", refits="nonsense", kept="much", columns="Colour", y="Beauty"
+    )
+    said = next(str(one.value) for one in app.caption if "Not applied" in str(one.value))
+    for words_ in ("model “vgg”", "part of “sweep gone”", "re-fits “nonsense”", "keep ratio “much”",
+                   "columns “Colour”", "axis “Beauty”"):  # fmt: skip
+        assert words_ in said
+    assert len(shown(app)) == 4 and seen(app, "of") == "mnist_mlp, tested on 200"
+    assert "Not applied" in words(sound(app.run()))
+    sound(app.multiselect(key="selectors").set_value(["Weight norm, L2"]).run())
+    assert "Not applied" not in words(app) and shown(app) == ["dense model", "norm"]
+
+
+def test_settings_differ_in_words() -> None:
+    plain = {"keep": 0.5, "keep_by_block": {}, "allocation": "uniform", "samples": 64}
+    by_block = plain | {"keep_by_block": {f"layer{i}": i / 10 for i in range(1, 10)}, "allocation": "macs"}
+    assert differing(plain, plain) == []
+    assert differing(plain, by_block) == [
+        "a keep ratio per block (A: keep 0.5)",
+        "allocation by sensitivity, for the same MACs (A: the same for every block)",
+    ]
+    assert differing(by_block, by_block | {"keep_by_block": {"layer1": 0.2}}) == [
+        "other keep ratios per block"
+    ]
+    assert differing(plain, plain | {"keep": 0.25}) == ["keep 0.25 (A: keep 0.5)"]
+
+
+def test_a_stopped_sweep_has_one_panel() -> None:
+    app = compare()
+    sound(app.selectbox(key="sweep_model").set_value("mnist_mlp").run())
+    press(app, "sweep_start")
+    job = registry.get(seen(app, "sweeping"))
+    assert job is not None
+    while not job.snapshot().events:
+        time.sleep(0.01)
+    job.cancel()
+    assert job.wait(timeout=60)
+    until(app, lambda: "stopped, 0 of 6 runs finished" in words(app), 20)
+    assert "was cut off" not in words(app) and "6 runs:" not in words(app)
+    keys = [str(button.key) for button in app.button]
+    assert "sweep_show" not in keys and sum(key.startswith(("resume_", "discard_")) for key in keys) == 2
+    press(app, "close_sweeping")
+    assert "was cut off**: 0 of 6 runs finished" in words(app)
+    app.query_params["sweeping"] = job.id
+    sound(app.run())
+    press(app, next(key for key in keys if key.startswith("discard_")))
+    assert "stopped" not in words(app) and "was cut off" not in words(app)
 
 
 def test_three_hundred_runs_answer_at_once(three: Path) -> None:
@@ -165,9 +259,14 @@ def test_a_sweep_runs_from_the_panel_and_its_runs_appear() -> None:
     assert job is not None and "Sweep of mnist_mlp, 2 runs" in words(app)
     until(app, lambda: "finished in" in words(app))
     sound(app.run())
-    assert len(shown(app)) == 3 and table(app, "State")["State"].tolist() == ["finished"] * 2
+    lines = next(frame.value for frame in app.dataframe if len(frame.value) == 2)
+    assert len(shown(app)) == 3 and list(lines) == ["Keep", "Selector", "Re-fit", "Accuracy", "Agreement"]
+    fresh = compare(sweeping=job.id)
+    assert fresh.selectbox(key="of").value == "mnist_mlp" and "finished in" in words(fresh)
     press(app, "sweep_show")
-    assert app.selectbox(key="part_of").value.startswith("sweep ") and len(shown(app)) == 3
+    part = seen(app, "part_of")
+    assert part == app.selectbox(key="part_of").value == f"sweep {part[6:]}" and len(shown(app)) == 3
+    assert f"sweep {part[-4:]}, " in table(app, "Efficient")["Part of"].iloc[1]
     press(app, "close_sweeping")
     assert "sweeping" not in app.query_params and "finished in" not in words(app)
 

@@ -73,18 +73,20 @@ def locked(app: AppTest) -> set[str]:
 
 
 def test_every_figure_of_a_run_is_in_its_row(put: Put, runs_folder: Path) -> None:
-    put("a", lineage={"budget": "b" * 12, "role": "uniform"}, multiple=1)
+    put("a", lineage={"budget": "20261101-110203-b1c2", "role": "uniform"}, multiple=1)
     store.rename(runs_folder / "a", "The half")
     store.set_note(runs_folder / "a", "a note")
     report = store.open_run(runs_folder / "a").report
     (row,) = table(visit(), "Run").to_dict("records")
     assert row["Name"] == "The half (mnist_mlp)" and row["Note"] == "a note" and row["Keep"] == "0.5"
-    assert (row["Selector"], row["Re-fit"], row["ONNX"]) == ("i-SpaSP", "asymmetric", "")
+    assert (row["Selector"], row["Re-fit"], row["ONNX"]) == ("i-SpaSP, as in the paper", "asymmetric", "")
     assert (
-        row["Part of"] == "budget bbbbbbbb, uniform" and row["Other settings"] == "multiple 1, tested on 50"
+        row["Part of"] == "budget b1c2, 01 Nov 11:02, uniform"
+        and row["Other settings"] == "multiple 1, tested on 50"
     )
     assert row["Parameters"] == report["params_after"] and row["MACs"] == report["macs_after"]
-    assert row["Parameters, change"] == pytest.approx(100 * (report["params_after"] / 814_090 - 1))
+    assert row["Parameters left"] == pytest.approx(100 * report["params_after"] / 814_090)
+    assert row["MACs left"] == pytest.approx(100 * report["macs_after"] / report["macs_before"])
     assert row["Accuracy"] == pytest.approx(100 * report["accuracy_after"])
     assert row["Accuracy, change"] == pytest.approx(
         100 * (report["accuracy_after"] - report["accuracy_before"])
@@ -92,6 +94,15 @@ def test_every_figure_of_a_run_is_in_its_row(put: Put, runs_folder: Path) -> Non
     assert row["Agreement"] == pytest.approx(100 * report["agreement"])
     assert row["Size"] == sum(file.stat().st_size for file in (runs_folder / "a").iterdir())
     assert row["Finished"] == pd.Timestamp("2026-11-01T12:00:00Z")
+
+
+def test_a_run_that_a_budget_made_keeps_per_block_and_its_selector_can_be_read(put: Put) -> None:
+    put("a", 2, keep_by_block={"fc1": 0.5}, lineage={"budget": "x", "role": "budget"}, selector="l1")
+    put("b", 1, selector="l2")
+    rows = table(visit(), "Run")
+    assert rows["Keep"].tolist() == ["per block", "0.5"]
+    assert rows["Selector"].tolist() == ["Weight norm, L1", "Weight norm, L2"]
+    assert rows["Part of"].tolist() == ["budget x", ""]
 
 
 def test_search_and_filters_and_the_columns_are_in_the_address(put: Put, runs_folder: Path) -> None:
@@ -215,10 +226,11 @@ def test_an_archive_goes_from_one_folder_to_another(put: Put, runs_folder: Path)
     sound(app.file_uploader(key="runs_upload_0").set_value(("mine.zip", archive, "application/zip")).run())
     assert shown(app) == ["b", "a"] and "2 runs imported." in words(app)
     assert app.session_state["runs_picked"] == ["b", "a"]
-    sound(app.run())
+    sound(app.file_uploader(key="runs_upload_1").set_value(("mine.zip", archive, "application/zip")).run())
+    assert "a is already here." in words(app) and "imported" not in words(app)
     assert len(store.list_runs(runs_folder)) == 2
-    sound(app.file_uploader(key="runs_upload_1").set_value(("x.zip", b"no zip", "application/zip")).run())
-    assert "x.zip cannot be read as a zip file" in words(app) and len(store.list_runs(runs_folder)) == 2
+    sound(app.file_uploader(key="runs_upload_2").set_value(("x.zip", b"no zip", "application/zip")).run())
+    assert "x.zip cannot be read as a zip file: pack" in words(app) and len(store.list_runs(runs_folder)) == 2
 
 
 def test_runs_that_cannot_be_opened_are_listed_and_can_be_deleted(put: Put, runs_folder: Path) -> None:
@@ -271,7 +283,22 @@ def test_an_interrupted_run_is_resumed(runs_folder: Path) -> None:
     sound(app.button(key=f"runs_resume_{run_id}").click().run())
     until(app, lambda: len(app.dataframe) == 1)
     assert shown(app) == [run_id] and "Interrupted" not in words(app)
+    assert "**Prune mnist_mlp, keep 0.2**: finished" in words(app)
     assert RunSettings.of(store.open_run(runs_folder / run_id)) == settings
+    again = visit()  # another window did not ask
+    assert "finished" not in words(again).replace("Finished", "").replace("finished run", "")
+    press(app, next(button.key for button in app.button if str(button.key).startswith("runs_open_")))
+    assert seen(app, "run") == run_id and "i-SpaSP Explorer" in words(app)
+
+
+def test_the_address_of_a_job_from_before_a_restart_says_where_to_go_on() -> None:
+    app = AppTest.from_file(str(MAIN), default_timeout=120)
+    app.query_params["model"], app.query_params["job"] = "mnist_mlp", "0123456789ab"
+    said = "That job is not known any more: the server was restarted."
+    for _ in range(2):  # what follows by itself does not take it away
+        assert said in words(sound(app.run())) and "job" not in app.query_params
+    press(app, "gone_dismiss")
+    assert said not in words(app)
 
 
 def test_interrupted_work_is_discarded_and_live_work_is_not_offered(runs_folder: Path) -> None:
@@ -301,7 +328,7 @@ def test_a_sweep_that_was_cut_off_is_resumed(runs_folder: Path) -> None:
     sound(app.button(key=f"runs_resume_{sweep.id}").click().run())
     until(app, lambda: "Interrupted" not in words(app) and "Under way" not in words(app))
     assert sorted(table(app, "Keep")["Keep"]) == ["0.2", "0.3"]
-    assert set(table(app, "Part of")["Part of"]) == {f"sweep {sweep.id.rpartition('-')[2]}"}
+    assert all(one.startswith(f"sweep {sweep.id[-4:]}, ") for one in table(app, "Part of")["Part of"])
     app = visit(runs_find=sweep.id)
     assert len(shown(app)) == 2 and sweeps.unfinished(runs_folder) == []
 

@@ -114,7 +114,13 @@ def test_a_cost_is_kept_and_the_uniform_ratio_stands_beside_it(text: str, tmp_pa
     assert all(count % 8 == 0 for count in report.budget.counts)
     table = budget_tables.budget_table(report)
     assert f"asked: at most {report.limits[kind]:,.0f}" in table and report.uniform.run_id in table
-    assert "are left" in report.sentences[0] and "of the same cost gives" in report.sentences[1]
+    assert "are left" in report.sentences[0]
+    shares = {
+        what: f"{100 * (report.uniform.measured[what] or 0) / (report.dense[what] or 1):.1f} % of the {word}"
+        for what, word in (("macs", "MACs"), ("params", "parameters"))
+    }
+    assert f"within the budget, {report.uniform.keep:g}, costs {shares.pop(kind)}" in report.sentences[1]
+    assert f"(and {shares.popitem()[1]}) and gives" in report.sentences[1]
 
 
 def test_a_loss_is_met_at_the_least_macs_that_were_tried(
@@ -199,13 +205,13 @@ def test_a_table_that_is_off_is_corrected_by_what_was_measured(stopwatch: None, 
     first, *_, last = report.rounds
     assert first["speedup"] < 1.5 and last["target"] > first["target"] == 1.5
     assert report.budget.predicted["speedup"] == pytest.approx((report.budget.measured["speedup"] or 0) / 0.8)
-    assert "Asked for at least 1.5x faster at batch 1 on this machine: measured" in report.sentences[0]
+    assert "Asked for at least 1.5× faster at batch 1 on this machine: measured" in report.sentences[0]
     assert report.uniform is not None and report.uniform.measured["speedup"] is not None
 
 
 def test_a_speedup_out_of_reach_says_what_can_be_reached(stopwatch: None, tmp_path: Path) -> None:
     asked = small_settings(tmp_path)
-    with pytest.raises(SettingError, match=r"cannot be reached: .* is [\d.]+x as fast, because the layers"):
+    with pytest.raises(SettingError, match=r"cannot be reached: .* is [\d.]+× as fast, because the layers"):
         list(budget.execute(asked, [budget.parse("speedup=50")], tmp_path / "runs", allow_code=True))
 
 
@@ -245,7 +251,7 @@ def test_a_budget_can_be_stopped_at_any_step(tmp_path: Path) -> None:
 
 
 def test_reports_are_listed_and_damaged_ones_left_out(tmp_path: Path) -> None:
-    side = budget.Side("a", 0.5, (8,), {"macs": 1.0}, {"macs": 1, "accuracy": None})
+    side = budget.Side("a", 0.5, (8,), {"macs": 1.0}, {"macs": 1, "params": 1, "accuracy": None})
     one = BudgetReport(
         "20260101-000000-aaaa",
         "2026-01-01",
@@ -255,7 +261,7 @@ def test_reports_are_listed_and_damaged_ones_left_out(tmp_path: Path) -> None:
         True,
         ("b",),
         (16,),
-        {},
+        {"macs": 2, "params": 2, "accuracy": None},
         side,
         None,
         (),
@@ -269,7 +275,14 @@ def test_reports_are_listed_and_damaged_ones_left_out(tmp_path: Path) -> None:
     path.write_text(json.dumps(plain | {"format": 99}))
     with pytest.raises(RunError, match="newer ispasp"):
         budget.load(tmp_path, two.id)
-    for damaged in ("[", "{}", json.dumps(plain | {"groups": []}), json.dumps(plain | {"uniform": 3})):
+    changes: list[dict[str, Any]] = [
+        {"groups": []}, {"uniform": 3}, {"budgets": ["garbage"]}, {"budgets": [1]}, {"budgets": "macs=50%"},
+        {"finished_at": 5}, {"blocks": [1]}, {"groups": ["16"]}, {"groups": [4]}, {"limits": {"macs": "1"}},
+        {"limits": {"params": 1.0}}, {"dense": {}}, {"sentences": [1]}, {"rounds": [1]}, {"met": "yes"},
+        {"settings": {"model": 5}}, *({"uniform": plain["uniform"] | said} for said in (
+            {"keep": "x"}, {"counts": [8.0]}, {"counts": [0]}, {"measured": {"macs": 1}}, {"run_id": 5})),
+    ]  # fmt: skip
+    for damaged in ("[", "[" * 100_000, "{}", *(json.dumps(plain | change) for change in changes)):
         path.write_text(damaged)
         with pytest.raises(RunError, match="run it again"):
             budget.load(tmp_path, two.id)

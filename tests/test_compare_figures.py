@@ -92,9 +92,9 @@ def report(*blocks: tuple[str, int, float]) -> dict[str, Any]:
 def test_residuals_are_lines_by_rising_kept_fraction() -> None:
     made, other = ("ispasp", "asymmetric"), ("l1", "none")
     info = compare_figures.residuals_by_keep([
-        (made, report(("one", 8, 0.2), ("two", 8, 0.4))),
-        (made, report(("one", 4, 0.5), ("two", 4, 0.6))),
-        (other, report(("one", 4, 0.7))),
+        (row("a", 5, 0.5), report(("one", 8, 0.2), ("two", 8, 0.4))),
+        (row("b", 5, 0.5), report(("one", 4, 0.5), ("two", 4, 0.6))),
+        (row("c", 5, 0.5, selector="l1", reconstruct="none"), report(("one", 4, 0.7))),
     ])  # fmt: skip
     assert info.blocks == ("one", "two") and not info.log and info.hidden == 0
     first, second, third = info.lines
@@ -105,16 +105,34 @@ def test_residuals_are_lines_by_rising_kept_fraction() -> None:
     assert [trace.showlegend for trace in figure.data] == [True, True, False]
     assert {tuple(axis.range) for axis in figure.select_yaxes()} == {info.range}
     assert info.range[1] > 0.7
+    assert [axis.title.text for axis in figure.select_xaxes()] == ["kept of the block"] * 2
+    assert [axis.title.text for axis in figure.select_yaxes()] == ["relative residual", None]  # side by side
+
+
+def test_residuals_of_runs_with_other_samples_are_lines_of_their_own() -> None:
+    few, many = ((("samples", count), ("seed", "0")) for count in ("64", "256"))
+    info = compare_figures.residuals_by_keep([
+        (row("a", 5, 0.5, conditions=few), report(("one", 8, 0.2))),
+        (row("b", 5, 0.5, conditions=many), report(("one", 8, 0.3))),
+        (row("c", 5, 0.5, conditions=few), report(("one", 4, 0.5))),
+    ])  # fmt: skip
+    by_samples = {line.also: line.residual for line in info.lines}
+    assert set(by_samples) == {"samples 64", "samples 256"}  # and nothing about the seed that all share
+    assert by_samples["samples 64"] == pytest.approx([0.5, 0.2])
+    assert by_samples["samples 256"] == pytest.approx([0.3])
+    drawn = traces(compare_figures.residuals_figure(info))
+    assert set(drawn) == {f"i-SpaSP, re-fit asymmetric, samples {count}" for count in (64, 256)}
+    assert len({trace.marker.symbol for trace in drawn.values()}) == 2
 
 
 def test_residuals_take_a_log_scale_and_the_worst_blocks() -> None:
     many = [(f"b{i}", 8, 10.0 ** -(i % 5)) for i in range(20)]
-    info = compare_figures.residuals_by_keep([(("ispasp", "none"), report(*many, ("kept", 16, 0.0)))])
+    info = compare_figures.residuals_by_keep([(ROWS[1], report(*many, ("kept", 16, 0.0)))])
     assert len(info.blocks) == compare_figures.PANELS and info.hidden == 5 and info.log
     assert "b0" in info.blocks and "b4" not in info.blocks and "kept" not in info.blocks
     low, high = info.range
     assert low < -3 and 0 < high < 1
-    whole = compare_figures.residuals_by_keep([(("ispasp", "none"), report(("kept", 16, 0.0)))])
+    whole = compare_figures.residuals_by_keep([(ROWS[1], report(("kept", 16, 0.0)))])
     assert whole.range == (0.0, 1.08) and not whole.log
     assert not compare_figures.residuals_by_keep([]).blocks
 
@@ -125,7 +143,7 @@ def test_overlap_bars_fill_every_block() -> None:
     assert list(traces(figure)) == ["both keep", "only A", "only B", "neither"]
     assert np.sum([trace.x for trace in figure.data], axis=0) == pytest.approx([100, 100])
     assert figure.data[0].x == pytest.approx([25, 100]) and list(figure.data[0].customdata[0]) == [4, 16]
-    assert [note.text for note in figure.layout.annotations] == ["0.57", "1.00"]
+    assert [note.text for note in figure.layout.annotations] == ["57 %", "100 %"]
 
 
 def test_class_figure_names_the_classes() -> None:

@@ -54,6 +54,10 @@ def test_rows_say_what_the_runs_are(folder: Path) -> None:
     )
     assert narrow.change is not None and narrow.accuracy is not None and narrow.dense.accuracy is not None
     assert narrow.change == pytest.approx(narrow.accuracy - narrow.dense.accuracy)
+    assert ("samples", "64") in norm.conditions and (
+        "kinds",
+        "channel and neuron and head",
+    ) in norm.conditions
     assert norm.title == "keep 0.05, Weight norm, L2, no re-fit"
 
 
@@ -170,13 +174,15 @@ def test_answers_are_compared_only_where_the_examples_are_the_same(records: dict
 def test_the_csv_reads_back() -> None:
     text = comparison.table_csv([
         row(name='say "50 %", please', lineage={"sweep": "s1"}, speedup=1.5),
-        row(run_id="q", accuracy=None, keep=None),
+        row(run_id="q", accuracy=None, keep=None, agreement=2 / 3, macs=333, dense=Dense(100, 1001, 0.9)),
     ])  # fmt: skip
     dense, first, second = csv.DictReader(io.StringIO(text))
     assert dense["run"] == "dense" and dense["macs"] == "1000" and dense["accuracy"] == "0.9"
     assert first["name"] == 'say "50 %", please' and first["lineage_sweep"] == "s1"
     assert float(first["macs_of_dense"]) == 0.5 and float(first["accuracy_change"]) == pytest.approx(-0.1)
     assert second["accuracy"] == second["keep"] == second["speedup"] == second["lineage_sweep"] == ""
+    assert second["agreement"] == "0.666667" and second["macs_of_dense"] == "0.332667"
+    assert first["accuracy_change"] == "-0.1"  # not -0.09999999999999998
     assert comparison.table_csv([]).count("\n") == 1
 
 

@@ -160,3 +160,18 @@ def test_a_table_is_measured_once_and_goes_on_where_it_stopped(tmp_path: Path) -
     path.write_text("{")
     drained(latency_table.measure(*given))
     assert json.loads(path.read_text())["milliseconds"].keys() == whole["milliseconds"].keys()
+
+
+@pytest.mark.parametrize(
+    "times", [None, [], {"a": "1", "b": True, "c": -1.0, "d": None, "e": 1e300, "f": 10**400}]
+)
+def test_a_damaged_table_holds_nothing(tmp_path: Path, times: object) -> None:
+    path = tmp_path / "table.json"
+    header = latency_table._header(1)
+    path.write_text(json.dumps(header | {"milliseconds": {"layer": 0.5}}))
+    assert latency_table._read(path, 1) == {"layer": 0.5}
+    for plain in (header | {"milliseconds": times}, header):  # the second says nothing of times
+        path.write_text(json.dumps(plain))
+        assert latency_table._read(path, 1) == {}
+    path.write_text("[" * 100_000)
+    assert latency_table._read(path, 1) == {}

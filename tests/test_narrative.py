@@ -329,6 +329,7 @@ def test_quantity(value: float, words: str) -> None:
 
 def test_quantities_side_by_side_have_the_same_prefix() -> None:
     assert narrative.quantity(75_000, beside=272_000) == "0.075 M"
+    assert narrative.quantity(4_800, beside=813_000) == "4.8 k"  # not 0.0048 M
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,23 @@ def test_what_was_packed_comes_back_elsewhere(made: Path, folder: Path, tmp_path
         assert torch.equal(second.model.state_dict()[key], value)
 
 
+def test_a_run_that_is_here_already_is_left_out(made: Path, folder: Path) -> None:
+    archive = store.archive(made)
+    import_archive(io.BytesIO(archive), folder)
+    done = import_archive(io.BytesIO(archive), folder)
+    assert done == Imported((), ("mine is already here.",), ("mine",))
+    store.rename(folder / "mine", "the first")  # what it is called does not matter
+    (folder / "mine").rename(folder / "other")
+    done = import_archive(io.BytesIO(archive), folder)
+    assert done == Imported((), ("mine is already here, as other.",), ("other",))
+    assert [run.name for run in store.list_runs(folder)] == ["the first"]
+
+
 def test_a_name_that_is_taken_gets_another_and_both_stay(made: Path, folder: Path) -> None:
     archive = store.archive(made)
     import_archive(io.BytesIO(archive), folder)
     store.rename(folder / "mine", "the first")
+    (folder / "mine" / "run.json").write_text((folder / "mine" / "run.json").read_text() + "\n")
     done = import_archive(io.BytesIO(archive), folder)
     (new,) = done.run_ids
     assert new.startswith("mine-") and done.notes == (
@@ -165,7 +178,7 @@ def test_an_export_that_lies_is_left_out(
 
 @pytest.mark.parametrize("content", [b"", b"no zip at all", b"PK\3\4" + b"\0" * 40])
 def test_no_archive(folder: Path, content: bytes) -> None:
-    refused(io.BytesIO(content), folder, "cannot be read as a zip file .*: pack the runs once more")
+    refused(io.BytesIO(content), folder, "cannot be read as a zip file.*: pack the runs once more")
 
 
 def test_an_archive_without_a_run(members: dict[str, bytes], folder: Path) -> None:

@@ -146,6 +146,11 @@ def test_a_name_or_note_that_cannot_be_kept_is_one_sentence(
 
 
 def test_deleted_runs_come_back(folder: Path) -> None:
+    store.rename(folder / "c", "The best")
+    named = run_trash.delete(folder, "c")
+    assert [one.name for one in run_trash.in_trash(folder)] == ["The best"]
+    run_trash.restore(folder, named.key)
+    store.rename(folder / "c", "")
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     gone = [run_trash.delete(folder, name) for name in ("a", "b")]
     assert ids(folder) == ["c"] and {one.key for one in run_trash.in_trash(folder)} == {

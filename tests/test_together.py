@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ispasp.together import side_by_side, together
+from ispasp import cores
+from ispasp.together import together
 
 
 class Counted:
@@ -56,25 +58,28 @@ def test_the_first_failure_ends_all(workers: int) -> None:
 
 
 def test_who_stops_asking_stops_the_work() -> None:
-    counted = Counted()
-    steps = together([counted.items(10_000), counted.items(10_000)], 2)
-    next(steps)
-    time.sleep(0.1)
-    assert len(counted.given) < 12  # a few ahead, and no more
-    steps.close()  # type: ignore[attr-defined]
-    assert counted.at_once == 0 and counted.closed == 2
+    for workers in (2, 1):
+        counted = Counted()
+        steps = together([counted.items(10_000), counted.items(10_000)], workers)
+        next(steps)
+        time.sleep(0.1)
+        assert len(counted.given) < 12  # a few ahead, and no more
+        steps.close()  # type: ignore[attr-defined]
+        assert counted.at_once == 0 and counted.closed == workers
 
 
-def test_cores_are_shared_out_and_given_back() -> None:
+def test_cores_are_given_back_whoever_ends_first() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with side_by_side(torch.device("cpu"), 10) as workers:
-            assert (workers, torch.get_num_threads()) == (2, 1)
-        assert torch.get_num_threads() == 2
-        with side_by_side(torch.device("cpu"), 1) as workers:
-            assert (workers, torch.get_num_threads()) == (1, 2)
-        with side_by_side(torch.device("cuda"), 10) as workers:
-            assert workers == 1
+        first, second = cores.threads(1), cores.threads(1)
+        first.__enter__()
+        assert (torch.get_num_threads(), cores.usual()) == (1, 2)
+        second.__enter__()  # as where a job was paused and another one began
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert (torch.get_num_threads(), cores.usual()) == (2, 2)
+        with cores.threads(10**6):
+            assert torch.get_num_threads() == os.cpu_count()
     finally:
         torch.set_num_threads(before)

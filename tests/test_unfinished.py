@@ -142,7 +142,7 @@ def test_stop_leaves_nothing_behind(tmp_path: Path) -> None:
     events = runs.execute(SETTINGS, tmp_path)
     assert any(isinstance(event, BlockPruned) for event in events)
     assert unfinished.find(tmp_path) == []  # it is under work
-    (under_work,) = (tmp_path / unfinished.FOLDER).iterdir()
+    (under_work,) = (path for path in (tmp_path / unfinished.FOLDER).iterdir() if path.is_dir())
     for use in (
         lambda: unfinished.discard(tmp_path, under_work.name),
         lambda: list(runs.resume(tmp_path, under_work.name)),

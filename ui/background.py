@@ -78,18 +78,20 @@ class Follower(NamedTuple):
         job: Job | None,
         ended: Callable[[Snapshot], None] = _nothing,
         details: Callable[[Snapshot], None] = _nothing,
+        line: Callable[[Snapshot], str] | None = None,
     ) -> None:
         """How the job goes: a bar and its buttons, looked at every second; the page is drawn anew when it ends.
 
         Args:
             ended: draws, beside Close, what there is to say or to do once it has ended.
             details: draws, below, what is known at every look.
+            line: says how it goes; ``status`` unless given.
         """
         if refused := st.session_state.pop(f"refused_{self.query}", None):
             st.error(escaped(refused))
         if job is None:
             return
-        state, live = job.state, job.snapshot().live
+        state, live, said = job.state, job.snapshot().live, line or status
 
         def draw() -> None:
             snapshot = job.snapshot()
@@ -97,14 +99,14 @@ class Follower(NamedTuple):
                 st.rerun()
             with st.container(border=True, key=f"status_{self.query}"):
                 if snapshot.error:
-                    st.markdown(status(snapshot))
+                    st.markdown(said(snapshot))
                     st.error(escaped(snapshot.error))
                 else:
-                    st.progress(snapshot.done, text=status(snapshot))
+                    st.progress(snapshot.done, text=said(snapshot))
                 with st.container(horizontal=True, vertical_alignment="center"):
+                    self._buttons(job, snapshot)  # first: Close is what a second click on Stop may hit
                     if snapshot.state.ended:
                         ended(snapshot)
-                    self._buttons(job, snapshot)
                 details(snapshot)
 
         if live:

@@ -51,7 +51,7 @@ def draw() -> None:
     report = _chosen(reports, folder)
     settings, measured = asked.settings, None
     if report is not None:
-        _earlier(reports, report)
+        _earlier(reports, report, current=not going and budget_results.answers(report, asked))
         budget_results.draw_report(report, folder)
         measured = _place(budget_results.settings_of(report), folder)
     apart = settings is not None and _place(settings, folder) != measured
@@ -146,11 +146,16 @@ def _choose(id: str) -> None:
         st.query_params[_QUERY] = id
 
 
-def _earlier(reports: list[BudgetReport], report: BudgetReport) -> None:
-    """What is shown, and the list of budgets so far."""
+def _earlier(reports: list[BudgetReport], report: BudgetReport, current: bool) -> None:
+    """What is shown, and the list of budgets so far.
+
+    Args:
+        current: whether it is the answer to what the form asks; if not, the title says which one it is.
+    """
+    which = "" if current else "Last result, " if report.id == reports[0].id else "Earlier result, "
     titles = {one.id: budget_results.line(one) for one in reports}
     heading, choice = st.columns([1.2, 1], vertical_alignment="bottom")
-    heading.subheader(escaped(budget_results.title(report)), anchor=False)
+    heading.subheader(escaped(which + budget_results.title(report)), anchor=False)
     st.session_state.budget_choice = report.id
     choice.selectbox(
         f"Budgets so far ({len(titles)})", list(titles), key="budget_choice", format_func=titles.__getitem__,
@@ -168,12 +173,12 @@ def _empty() -> None:
         for place, (title, text) in zip(
             st.columns(3, gap="large"),
             (
-                ("1. Measure sensitivity", "Every block is pruned alone at several kept fractions. The heat map shows "
-                 "which ones the network cannot spare, and a sentence says it."),
-                ("2. Say what it may cost", "At most so many MACs or parameters, at least so many times faster, at "
-                 "most so many points of accuracy lost."),
-                ("3. Meet the budget", "Every block keeps as much as it is worth. You read target against measured, "
-                 "with the same ratio everywhere, at the same cost, beside it."),
+                ("1. Meet the budget", "Say above what the pruned model may cost or lose, and press. Every block is "
+                 "measured and then keeps as much as it is worth."),
+                ("2. Read target against measured", "MACs, parameters, accuracy and speed of what was made, beside "
+                 "the largest uniform keep ratio within the same budget."),
+                ("3. See what is sensitive", "The heat map shows what the network does when one block alone is "
+                 "pruned. Measure sensitivity draws it without a budget."),
             ),
             strict=True,
         ):  # fmt: skip

@@ -124,7 +124,7 @@ def _costs(base: RunSettings) -> dict[str, float]:
 
 def _budgets(base: RunSettings, costs: dict[str, float]) -> tuple[tuple[Budget, ...], str]:
     """The second row of widgets: what is to be met, and why it cannot be tried."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="bottom", key="budget_limits"):
         title = st.segmented_control(
             "The pruned model is held to", list(KINDS), default="MACs", required=True, key="budget_kind",
             bind="query-params", persist_state="session", width="content", help=_HELP["kind"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -16,18 +17,20 @@ from ispasp.errors import ISpaSPError
 from ispasp.narrative import percent, quantity
 from ispasp.run_settings import RunSettings
 from ispasp.sensitivity import Curve
-from ispasp.sensitivity_figures import QUANTITIES, advice, heat_figure, heat_info
+from ispasp.sensitivity_figures import QUANTITIES, advice, heat_figure, heat_info, repeats
 from ispasp.vocabulary import refit_words, selector_words
 from ui import style
-from ui.budget_form import described
+from ui.budget_form import Asked, described
 from ui.runs_actions import COMPARE, open_in_explore
 from ui.words import HELP, escaped, source_words
 
 _HELP = {
     "heat": "One row per block, one column per kept fraction: this block alone is pruned so far, everything else stays "
     "dense. Agreement: for how many calibration examples the network's answer stays the same. Residual: how far the "
-    "block's own output moves, as squared error over squared size.",
-    "uniform": "The same keep ratio for every block: the largest one that costs no more than the budget.",
+    "block's own output moves, as squared error over squared size. Cells with no line between them are one "
+    "measurement: kept counts are rounded to the multiple, so several fractions can mean the same count.",
+    "uniform": "The same keep ratio for every block: the largest one within the budget. Kept counts go in steps, so it "
+    "may cost less than the budget allows.",
     "kept": "Groups kept of every block. Where the network is sensitive, the budget keeps more than the uniform ratio.",
     "speed": "How many times faster than the dense model, in onnxruntime at batch 1 on this machine. Predicted: by "
     "the table of single layers.",
@@ -68,6 +71,14 @@ def settings_of(report: BudgetReport) -> RunSettings | None:
         return None
 
 
+def answers(report: BudgetReport, asked: Asked) -> bool:
+    """Whether the report is of just these settings and budgets; what they say to keep does not matter."""
+    settings, wanted = settings_of(report), asked.settings
+    if settings is None or wanted is None or report.budgets != tuple(str(one) for one in asked.budgets):
+        return False
+    return replace(settings, keep=1.0) == replace(wanted, keep=1.0)
+
+
 def draw_report(report: BudgetReport, folder: Path) -> None:
     """Target against predicted and measured, beside the uniform ratio; what every block keeps; where to go on."""
     mark = ":green-badge[Met]" if report.met else ":orange-badge[Missed]"
@@ -95,18 +106,18 @@ def draw_report(report: BudgetReport, folder: Path) -> None:
     if curves:
         with right:
             _heat(curves, "report")
-        _advice(curves)
+        _advice(curves, settings)
 
 
 def draw_sensitivity(settings: RunSettings, curves: Sequence[Curve]) -> None:
     """How sensitive the blocks of a model are, where no report shows it already."""
     st.subheader(f"Sensitivity of {escaped(source_words(settings.model))}", anchor=False)
-    _advice(curves)
+    _advice(curves, settings)
     _heat(curves, "own")
 
 
-def _advice(curves: Sequence[Curve]) -> None:
-    st.markdown(escaped(advice(curves)), help=_HELP["advice"])
+def _advice(curves: Sequence[Curve], settings: RunSettings | None) -> None:
+    st.markdown(escaped(advice(curves, None if settings is None else settings.samples)), help=_HELP["advice"])
 
 
 def _heat(curves: Sequence[Curve], place: str) -> None:
@@ -123,6 +134,11 @@ def _heat(curves: Sequence[Curve], place: str) -> None:
     info = heat_info(curves, _MEASURES[shown])
     figure = heat_figure(info, style.dark()).update_layout(margin_t=TOP)
     st.plotly_chart(figure, key=f"budget_heat_{place}", config={"displaylogo": False})
+    if repeats(info):
+        st.caption(
+            "Cells with no line between them are one measured count, as counts are rounded to the multiple; "
+            "hover for it."
+        )
     if curves[0].agreement is None:
         st.caption(
             f"The network gives no classes that could agree, so the {QUANTITIES['residual']} is shown."
@@ -175,7 +191,7 @@ def _cells(values: dict[str, float | None] | dict[str, float], report: BudgetRep
         )
     agreement, speed = values.get("agreement"), values.get("speedup")
     cells["Agreement"] = None if agreement is None else percent(agreement)
-    cells["Speed"] = None if speed is None else f"{speed:.2f}x"
+    cells["Speed"] = None if speed is None else f"{speed:.2f}×"
     return cells
 
 
@@ -196,7 +212,7 @@ def _target(report: BudgetReport) -> dict[str, str | None]:
         least = (report.dense.get("accuracy") or 0.0) - report.limits["loss"] / 100
         cells["Accuracy"] = f"≥ {percent(max(least, 0.0))} ({_signed(-report.limits['loss'])})"
     if "speedup" in report.limits:
-        cells["Speed"] = f"≥ {report.limits['speedup']:.2f}x"
+        cells["Speed"] = f"≥ {report.limits['speedup']:.2f}×"
     return cells
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import pandas as pd
 import streamlit as st
@@ -13,17 +12,15 @@ from ispasp.compare_figures import GAINS, trade_off, trade_off_figure
 from ispasp.comparison import Family, Row, short_words
 from ispasp.errors import ISpaSPError
 from ispasp.narrative import percent, plural, quantity
-from ispasp.vocabulary import refit_words, selector_words
-from ui import compare_details, compare_state, style, sweep
+from ispasp.run_settings import RunSettings
+from ispasp.vocabulary import example_word
+from ui import compare_details, compare_filters, compare_state, style, sweep
+from ui.compare_filters import COSTS, SINGLE, View, part_of, part_words
+from ui.compare_filters import GAINS as GAIN_NAMES
 from ui.runs_actions import EXPLORE
-from ui.words import HELP, escaped, source_words
+from ui.words import HELP, escaped
 
-_COSTS = {"MACs": "macs", "Parameters": "parameters", "Latency": "latency"}
-_GAINS = {"Accuracy": "accuracy", "Agreement": "agreement"}
-_ALL, _SINGLE = "all runs", "runs of no sweep"
 _HELP = {
-    "of": "Runs are compared where they are of one dense model and were measured on the same data.",
-    "kept": "Only runs whose keep ratio lies in this range. Runs with a keep ratio per block show at the full range.",
     "part_of": "The runs of one sweep or budget, or those that were started one by one.",
     "cost": "What a run costs. Latency is measured by the export of a run, and unknown without one.",
     "gain": "Accuracy is unknown where the data have no labels; agreement with the dense model needs none.",
@@ -32,31 +29,22 @@ _HELP = {
 }
 
 
-class View(NamedTuple):
-    """What the filters leave: the family's rows, and what the picture's axes are."""
-
-    family: Family
-    rows: list[Row]
-    total: int
-    cost: str
-    gain: str
-
-
 def draw() -> None:
     """Draw the page."""
     st.title("Compare", anchor=False)
+    st.caption("Set runs beside each other; start a sweep to get many at once.")
     try:
         runs = store.list_runs(store.default_folder())
     except ISpaSPError as problem:
         st.error(escaped(str(problem)))
         return
     found, unfit = comparison.rows(runs)
-    sweep.panel(runs, few=len(found) < 2)
+    started = sweep.panel(runs, few=len(found) < 2)
     _say_unfit([run.run_id for run in unfit if run.problem])
     if not found:
         _empty()
         return
-    view = _filters(found)
+    view = compare_filters.draw(found, _CHOICES, started)
     chosen = compare_state.chosen()
     if view.rows:
         _picture(view, chosen)
@@ -66,9 +54,9 @@ def draw() -> None:
             f"No run passes these filters; {plural(view.total, 'run')} of this model would without them.",
             icon="🔍",
         )
-        st.button("Clear the filters", on_click=_clear)
+        st.button("Clear the filters", on_click=compare_filters.clear)
     reports = {run.run_id: run.report for run in runs}
-    compare_details.draw(view.rows, {row.run_id: row for row in found}, reports, chosen)
+    compare_details.draw(view, {row.run_id: row for row in found}, reports, chosen)
 
 
 def _empty() -> None:
@@ -87,88 +75,18 @@ def _say_unfit(damaged: Sequence[str]) -> None:
         st.caption(f"⚠️ Left out, as they cannot be read: {first}{rest}. The Runs page says why.")
 
 
-def family_words(family: Family) -> str:
-    """``"cifar10_resnet20"``, and what is not as usual."""
-    parts = [
-        family.model,
-        *([f"weights {source_words(family.weights)}"] if family.weights else []),
-        *([f"data {source_words(family.data)}"] if family.data else []),
-        *([f"tested on {family.examples:,}"] if family.examples != 1000 else []),
-    ]
-    return ", ".join(parts)
-
-
-def _part_words(row: Row) -> str:
-    """``"sweep 1f3a"``; of several words, as a budget has them, the first."""
-    return next((f"{kind} {id}" for kind, id in row.lineage.items() if kind != "role"), _SINGLE)
-
-
-def _filters(found: list[Row]) -> View:
-    # The choices do not depend on one another, so that no value becomes foreign when another filter changes.
-    about = {family_words(family): family for family in comparison.families(found)}
-    selectors = {selector_words(row.selector).title: row.selector for row in found}
-    refits = {refit_words(row.reconstruct)[0]: row.reconstruct for row in found}
-    arrived = next((row for row in found if row.run_id == compare_state.arriving()), None)
-    if arrived and "of" not in st.query_params:
-        st.session_state.of = family_words(arrived.family)
-    if (swept := st.session_state.pop("show_sweep", None)) and (
-        of_sweep := next((row for row in found if row.lineage.get("sweep") == swept), None)
-    ):
-        _clear()
-        st.session_state.of, st.session_state.part_of = family_words(of_sweep.family), _part_words(of_sweep)
-    parts = [_ALL, *dict.fromkeys(_part_words(row) for row in found)]
-    with st.container(border=True, key="compare_filters"):
-        first = st.columns([2.2, 2.2, 1.8, 1.6, 1.7], vertical_alignment="bottom")
-        name = first[0].selectbox(
-            "Model", list(about), key="of", bind="query-params", persist_state="session", help=_HELP["of"]
-        )
-        some = first[1].multiselect(
-            "Selectors", sorted(selectors), key="selectors", bind="query-params", persist_state="session",
-            placeholder="all", help=HELP["selector"],
-        )  # fmt: skip
-        fits = first[2].multiselect(
-            "Re-fits", sorted(refits), key="refits", bind="query-params", persist_state="session",
-            placeholder="all", help=HELP["reconstruct"],
-        )  # fmt: skip
-        low, high = first[3].slider(
-            "Keep ratio", 0.0, 1.0, (0.0, 1.0), step=0.05, key="kept", bind="query-params",
-            persist_state="session", help=_HELP["kept"],
-        )  # fmt: skip
-        part = first[4].selectbox(
-            "Part of", parts, key="part_of", bind="query-params", persist_state="session",
-            help=_HELP["part_of"],
-        )  # fmt: skip
-    of_family = [row for row in found if row.family == about[name]]
-    shown = [
-        row
-        for row in of_family
-        if (not some or selector_words(row.selector).title in some)
-        and (not fits or refit_words(row.reconstruct)[0] in fits)
-        and ((low, high) == (0, 1) if row.keep is None else low - 1e-9 <= row.keep <= high + 1e-9)
-        and part in (_ALL, _part_words(row))
-    ]
-    shown.sort(key=lambda row: (-row.macs, -(row.accuracy or 0), row.run_id))
-    cost, gain = (st.session_state.get(key, usual) for key, usual in (("x", "MACs"), ("y", "Accuracy")))
-    return View(about[name], shown, len(of_family), _COSTS.get(cost, "macs"), _GAINS.get(gain, "accuracy"))
-
-
-def _clear() -> None:
-    for key, value in (("selectors", []), ("refits", []), ("kept", (0.0, 1.0)), ("part_of", _ALL)):
-        st.session_state[key] = value
-
-
 def _picture(view: View, chosen: list[str]) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", key="compare_axes"):
         gain = st.segmented_control(
-            "Show", list(_GAINS), default="Accuracy", required=True, key="y", bind="query-params",
-            persist_state="session", help=_HELP["gain"],
+            "Show", list(GAIN_NAMES), default="Accuracy", required=True, key="y", bind="query-params",
+            persist_state="session", help=_HELP["gain"], on_change=compare_filters.forget,
         )  # fmt: skip
         cost = st.segmented_control(
-            "Against", list(_COSTS), default="MACs", required=True, key="x", bind="query-params",
-            persist_state="session", help=_HELP["cost"],
+            "Against", list(COSTS), default="MACs", required=True, key="x", bind="query-params",
+            persist_state="session", help=_HELP["cost"], on_change=compare_filters.forget,
         )  # fmt: skip
         st.caption(_dense_words(view), width="stretch")
-    cost, gain = _COSTS[cost or "MACs"], _GAINS[gain or "Accuracy"]
+    cost, gain = COSTS[cost or "MACs"], GAIN_NAMES[gain or "Accuracy"]
     info = trade_off(view.rows, cost, gain)
     if not len(info.x):
         st.info(_nothing_known(cost, gain))
@@ -209,13 +127,24 @@ def _nothing_known(cost: str, gain: str) -> str:
 
 def _dense_words(view: View) -> str:
     dense = view.rows[0].dense
-    accuracy = "accuracy unknown" if dense.accuracy is None else f"accuracy {percent(dense.accuracy)}"
+    accuracy = "accuracy unknown"
+    if dense.accuracy is not None:
+        accuracy = f"accuracy {percent(dense.accuracy)} on {tested_on(view.family)}"
     count = plural(len(view.rows), "run")
     of = "" if len(view.rows) == view.total else f" of {view.total:,}"
     return (
         f"**Dense model:** {accuracy}, {quantity(dense.macs)} MACs, {quantity(dense.parameters)} parameters. "
         f"Showing {count}{of}."
     )
+
+
+def tested_on(family: Family) -> str:
+    """``"1,000 test images"``."""
+    try:
+        kind = example_word(RunSettings(family.model, weights=family.weights, data=family.data).data_source())
+    except ISpaSPError:
+        kind = "example"
+    return plural(family.examples, f"test {kind}")
 
 
 def _clicked(key: str) -> None:
@@ -232,17 +161,17 @@ _COLUMNS = {
     "Selector": st.column_config.TextColumn(help=HELP["selector"]),
     "Re-fit": st.column_config.TextColumn(help=HELP["reconstruct"]),
     "Accuracy": st.column_config.NumberColumn(format="%.1f %%", help=HELP["accuracy"]),
-    "Change": st.column_config.NumberColumn(
+    "Change, points": st.column_config.NumberColumn(
         format="%+.1f", help="Accuracy minus that of the dense model, in points."
     ),
     "Agreement": st.column_config.NumberColumn(format="%.1f %%", help=HELP["agreement"]),
     "MACs": st.column_config.NumberColumn(format="compact", help=HELP["macs"]),
-    "MACs of dense": st.column_config.NumberColumn(
-        "MACs, %", format="%.0f %%", help=f"Of the dense model's. {HELP['macs']}"
+    "MACs left, %": st.column_config.NumberColumn(
+        format="%.0f", help=f"Of the dense model's. {HELP['macs']}"
     ),
     "Parameters": st.column_config.NumberColumn(format="compact", help=HELP["parameters"]),
-    "Parameters of dense": st.column_config.NumberColumn(
-        "Parameters, %", format="%.0f %%", help=f"Of the dense model's. {HELP['parameters']}"
+    "Parameters left, %": st.column_config.NumberColumn(
+        format="%.0f", help=f"Of the dense model's. {HELP['parameters']}"
     ),
     "Speed-up": st.column_config.NumberColumn(format="%.2f ×", help=_HELP["speedup"]),
     "Efficient": st.column_config.TextColumn(help=_HELP["efficient"]),
@@ -254,18 +183,20 @@ _COLUMNS = {
     "Finished": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm"),
 }
 _CHOICES = [name for name in _COLUMNS if name not in ("", "Run")]
-_USUAL = ["Keep", "Selector", "Re-fit", "Accuracy", "Change", "Agreement", "MACs of dense", "Parameters of dense",
+_USUAL = ["Keep", "Selector", "Re-fit", "Accuracy", "Change, points", "Agreement", "MACs left, %", "Parameters left, %",
           "Speed-up", "Efficient"]  # fmt: skip
 
 
 def _table(view: View, chosen: list[str]) -> None:
-    with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
+    # The buttons stand beside the title: at the right, the table's own toolbar would cover them.
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         st.subheader("Differences from the dense model", anchor=False, width="content")
         with st.container(horizontal=True, width="content"):
             with st.popover("Columns"):
                 columns = st.pills(
                     "Columns", _CHOICES, selection_mode="multi", default=_USUAL, key="columns",
                     bind="query-params", persist_state="session", label_visibility="collapsed",
+                    on_change=compare_filters.forget,
                 )  # fmt: skip
             st.download_button(
                 "Download CSV",
@@ -302,7 +233,7 @@ def _frame(view: View, letters: dict[str, str]) -> pd.DataFrame:
     dense = view.rows[0].dense
     base = {
         "Run": "dense model", "Keep": 1.0, "Accuracy": _per_cent(dense.accuracy), "Agreement": 100.0,
-        "MACs": dense.macs, "MACs of dense": 100.0, "Parameters": dense.parameters, "Parameters of dense": 100.0,
+        "MACs": dense.macs, "MACs left, %": 100.0, "Parameters": dense.parameters, "Parameters left, %": 100.0,
         "Speed-up": 1.0,
     }  # fmt: skip
     rows = [
@@ -313,19 +244,19 @@ def _frame(view: View, letters: dict[str, str]) -> pd.DataFrame:
             "Selector": short_words(row.selector),
             "Re-fit": row.reconstruct,
             "Accuracy": _per_cent(row.accuracy),
-            "Change": _per_cent(row.change),
+            "Change, points": _per_cent(row.change),
             "Agreement": _per_cent(row.agreement),
             "MACs": row.macs,
-            "MACs of dense": 100 * row.macs / max(dense.macs, 1),
+            "MACs left, %": 100 * row.macs / max(dense.macs, 1),
             "Parameters": row.parameters,
-            "Parameters of dense": 100 * row.parameters / max(dense.parameters, 1),
+            "Parameters left, %": 100 * row.parameters / max(dense.parameters, 1),
             "Speed-up": row.speedup,
             "Efficient": "✓" if row.run_id in efficient else "",
             "Distilled": row.distil,
             "Samples": row.samples,
             "Seed": row.seed,
             "Seconds": row.seconds,
-            "Part of": "" if _part_words(row) == _SINGLE else _part_words(row),
+            "Part of": "" if part_of(row) == SINGLE else part_words(part_of(row)),
             "Finished": row.finished_at,
         }
         for row in view.rows

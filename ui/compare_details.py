@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,24 +10,32 @@ import streamlit as st
 
 from ispasp import comparison
 from ispasp.compare_figures import PANELS, residuals_by_keep, residuals_figure
-from ispasp.comparison import Row
+from ispasp.comparison import Row, short_words
 from ispasp.errors import ISpaSPError
 from ispasp.narrative import duration, percent, quantity
 from ispasp.pair_figures import overlap_figure
 from ispasp.result import RunRecord
+from ispasp.vocabulary import SHARES, refit_words
 from ui import compare_answers, compare_state, library, style
-from ui.runs_actions import open_in_explore
+from ui.compare_filters import View, family_words
+from ui.runs_actions import PAGES, open_in_explore
 from ui.words import HELP, SETTINGS, escaped, setting_words
 
+RUNS = PAGES / "runs.py"
+_GONE = (
+    "This run is not here: it was deleted, or belongs to another machine. What was deleted of late can be brought back "
+    "on Runs, under Recently deleted."
+)
 _HELP = {
     "overlap": "Of each block's groups, how many both runs keep, only one of them, or neither. The Jaccard index is "
-    "the groups that both keep over those that at least one keeps: 1 for equal sets, 0 where they share none.",
-    "residual": f"{HELP['residual']} The kept fraction is the one after rounding.",
+    "the groups that both keep over those that at least one keeps: 100 % for equal sets, 0 % where they share none.",
+    "residual": f"{HELP['residual']} The kept fraction is the one after rounding. A line joins runs that differ in "
+    "nothing but the keep ratio.",
 }
 
 
 def draw(
-    shown: Sequence[Row],
+    view: View,
     found: Mapping[str, Row],
     reports: Mapping[str, Mapping[str, Any]],
     chosen: list[str],
@@ -35,44 +43,52 @@ def draw(
     """Draw the details.
 
     Args:
-        shown: what the filters leave.
+        view: what the filters leave.
         found: every run that can be compared, by its id.
-        reports: of the runs, by their ids.
+        reports: of all runs on disk, by their ids.
         chosen: ids of the chosen runs; some may not be there any more.
     """
     if chosen:
         st.subheader("Chosen runs" if len(chosen) > 1 else "Chosen run", anchor="chosen")
         with st.container(key="chosen_cards"):  # one place, so that what follows keeps its own
-            good = _cards(found, chosen)
+            good = _cards(view, found, reports, chosen)
         if 1 <= len(good) <= 2:
             _compare([(letter, found[id], record) for letter, id, record in good])
         elif good:
             st.caption(
                 f"{len(good)} runs are chosen. Leave one or two ticked to compare their sets, classes and answers."
             )
-    rows = [row for row in shown if row.run_id in chosen] if len(chosen) > 2 else list(shown)
+    rows = [row for row in view.rows if row.run_id in chosen] if len(chosen) > 2 else view.rows
     if len(rows) > 1:
         _residuals(rows, reports)
 
 
-def _cards(found: Mapping[str, Row], chosen: list[str]) -> list[tuple[str, str, RunRecord]]:
+def _cards(
+    view: View, found: Mapping[str, Row], on_disk: Collection[str], chosen: list[str]
+) -> list[tuple[str, str, RunRecord]]:
     """A line per chosen run with its buttons; letter, id and record of those that can be read."""
     good = []
+    shown = {row.run_id for row in view.rows}
     for id, letter in compare_state.letters(chosen).items():
         with st.container(horizontal=True, vertical_alignment="center", key=f"card_{letter}"):
             problem, record = "", None
             try:
-                record = library.open_run(id)
-                if id not in found:
+                record = library.open_run(id) if id in on_disk else None
+                if record and id not in found:
                     problem = "It was made from Python, from a model of its own."
             except ISpaSPError as error:
                 problem = str(error)
-            if problem or record is None:
+            if id not in on_disk:
+                st.warning(f"**{letter}** {escaped(id)}: {_GONE}")
+                st.page_link(RUNS, label="Runs")
+            elif problem or record is None:
                 st.warning(f"**{letter}** {escaped(id)} cannot be compared. {escaped(problem)}")
             else:
                 row = found[id]
                 name = "" if row.name == id else f"**{escaped(row.name)}** · "
-                st.markdown(f"**{letter}** {name}{row.title} :small[`{id}`]", width="stretch")
+                other = "" if row.family == view.family else f" of {escaped(family_words(row.family))}"
+                apart = "" if id in shown else f"{other} – not among the runs shown above"
+                st.markdown(f"**{letter}** {name}{row.title}{apart} :small[`{id}`]", width="stretch")
                 good.append((letter, id, record))
                 if st.button("Open", key=f"open_{letter}", help="Look at this run on Explore."):
                     open_in_explore("run", id)
@@ -123,7 +139,7 @@ def _figures(runs: list[tuple[str, Row, RunRecord]]) -> None:
         line(
             "Speed-up", "1.00 ×", [f"{row.speedup:.2f} ×" if row.speedup else "not exported" for row in rows]
         )
-    line("Took", "", [duration(row.seconds) for row in rows])
+    line("Took", "", [duration(row.seconds) if row.seconds >= 1 else "under 1 s" for row in rows])
     table = {"": [title for title, *_ in lines], "Dense": [base for _, base, *_ in lines]}
     for at, (letter, _, _) in enumerate(runs):
         table[letter] = [values[at] for _, _, values, _ in lines]
@@ -153,12 +169,45 @@ def _points(values: list[float | None]) -> str:
 def _settings(runs: list[tuple[str, Row, RunRecord]]) -> str:
     """Which settings of two runs differ, in a sentence."""
     first, second = (record.settings for _, _, record in runs)
-    apart = [words.replace("(above: ", "(A: ") for words in setting_words(second, first)]
+    apart = differing(first, second)
     if not apart:
         return "Their settings are the same" + (
             "." if set(SETTINGS) & set(first) == set(SETTINGS) & set(second) else ", as far as both say them."
         )
-    return f"**B differs from A in:** {', '.join(apart)}."
+    return f"**B differs from A in:** {'; '.join(apart)}."
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """What the second run's settings have for the first's: ``"re-fit none (A: asymmetric)"``."""
+    keeps = [_keep(one) for one in (first, second)]
+    words = []
+    if keeps[0] != keeps[1]:
+        words.append(f"{keeps[1]} (A: {keeps[0]})")
+    elif (first.get("keep_by_block") or {}) != (second.get("keep_by_block") or {}):
+        words.append("other keep ratios per block")
+    plain = [_spoken(one) for one in (second, first)]
+    return words + [said.replace("(above: ", "(A: ") for said in setting_words(*plain)]
+
+
+def _keep(settings: Mapping[str, Any]) -> str:
+    if settings.get("keep_by_block"):
+        return "a keep ratio per block"
+    keep = settings.get("keep")
+    return f"keep {keep:g}" if isinstance(keep, (int, float)) else "an unknown keep ratio"
+
+
+def _spoken(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the words of a person for names of the code; without the keep ratio."""
+    words: dict[str, Callable[[str], str]] = {
+        "selector": short_words,
+        "reconstruct": lambda name: refit_words(name)[0].split(",")[0],
+        "allocation": lambda name: SHARES.get(name, name),
+    }
+    return {
+        key: words[key](value) if key in words and isinstance(value, str) else value
+        for key, value in settings.items()
+        if key not in ("keep", "keep_by_block")
+    }
 
 
 def _overlap(runs: list[tuple[str, Row, RunRecord]]) -> None:
@@ -171,8 +220,9 @@ def _overlap(runs: list[tuple[str, Row, RunRecord]]) -> None:
     both = sum(o.both for o in found)
     either = sum(o.both + o.only_a + o.only_b for o in found)
     st.caption(
-        f"Over all {len(found)} blocks, {both:,} of the {either:,} groups that at least one of them keeps are kept by "
-        f"both: {percent(both / max(either, 1))}."
+        f"{'In the one block' if len(found) == 1 else f'Over all {len(found)} blocks'}, {both:,} of the {either:,} "
+        "groups that at least one of them keeps are kept by both: a Jaccard index of "
+        f"{percent(both / max(either, 1))}."
     )
     with st.container(height=560 if len(found) > 16 else "content", border=False):
         st.plotly_chart(
@@ -185,7 +235,7 @@ def _overlap(runs: list[tuple[str, Row, RunRecord]]) -> None:
 
 def _residuals(rows: Sequence[Row], reports: Mapping[str, Mapping[str, Any]]) -> None:
     st.subheader("Residual of every block against keep ratio", anchor="residuals", help=_HELP["residual"])
-    usable = [(row.made, reports[row.run_id]) for row in rows if _has_blocks(reports.get(row.run_id, {}))]
+    usable = [(row, reports[row.run_id]) for row in rows if _has_blocks(reports.get(row.run_id, {}))]
     info = residuals_by_keep(usable)
     if not info.blocks:
         st.caption("None of these runs says what its blocks lost.")

@@ -17,7 +17,7 @@ from ispasp.store import RunSummary
 from ui import controls, runs_actions, runs_folder, runs_interrupted, runs_table, session
 from ui import view as views
 from ui.background import follower
-from ui.runs_actions import EXPLORE, open_in_explore
+from ui.runs_actions import COMPARE, EXPLORE, open_in_explore
 from ui.words import HELP, escaped, source_words
 
 ROWS = 14  # of the table; more scroll inside it
@@ -25,8 +25,14 @@ ROWS = 14  # of the table; more scroll inside it
 
 def draw() -> None:
     """Draw the page."""
-    st.title("Runs", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="bottom", key="title"):
+        st.title("Runs", anchor=False, width="content")
+        st.caption(
+            "Everything that was pruned here: open it, compare it, name it, or take it elsewhere.",
+            width="content",
+        )
     _jobs()
+    runs_interrupted.ended()
     runs_interrupted.draw(_when)
     try:
         found = store.list_runs(store.default_folder())
@@ -42,9 +48,12 @@ def draw() -> None:
         with st.container(border=True):
             st.markdown(
                 "**No finished run yet.** Every run that comes to its end is kept here and can be opened again, "
-                "also after a restart. Go to Explore and press Run, or import runs from elsewhere below."
+                "also after a restart. Go to Explore and press Run, start a sweep on Compare, or import runs from "
+                "elsewhere below."
             )
-            st.page_link(EXPLORE, label="Go to Explore")
+            with st.container(horizontal=True):
+                st.page_link(EXPLORE, label="Go to Explore")
+                st.page_link(COMPARE, label="Go to Compare")
     runs_folder.damaged([run for run in found if run.problem])
     runs_folder.bring()
 

@@ -59,8 +59,9 @@ def _import() -> None:
             except ISpaSPError as problem:
                 runs_actions.say(problems=[str(problem)])
             else:
-                runs_actions.say(f"{plural(len(done.run_ids), 'run')} imported.", *done.notes)
-                st.session_state.runs_picked = list(done.run_ids)
+                count = [f"{plural(len(done.run_ids), 'run')} imported."] if done.run_ids else []
+                runs_actions.say(*count, *done.notes)
+                st.session_state.runs_picked = [*done.run_ids, *done.known]
         # Another key empties the uploader, so that the next rerun does not import it again.
         st.session_state.runs_imports = turn + 1
         st.rerun()
@@ -71,15 +72,14 @@ def _deleted() -> None:
     if not found:
         return
     with st.expander(f"Recently deleted ({len(found)})", key="runs_trash"):
-        st.caption(
-            f"They are removed for good when something is deleted more than {run_trash.KEPT.days} days later."
-        )
+        st.caption(f"Kept for at least {run_trash.KEPT.days} days.")
         for one in found[:_SHOWN]:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.button(
                     "Restore", key=f"runs_restore_{one.key}", on_click=runs_actions.restore, args=([one.key],)
                 )
-                st.markdown(f"`{one.run_id}`, deleted {_ago(one.deleted_at)}", width="content")
+                name = f"**{escaped(one.name)}**, " if one.name else ""
+                st.markdown(f"{name}`{one.run_id}`, deleted {_ago(one.deleted_at)}", width="content")
         if len(found) > _SHOWN:
             st.caption(f"And {len(found) - _SHOWN:,} deleted before these.")
 

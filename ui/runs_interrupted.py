@@ -9,12 +9,15 @@ import streamlit as st
 
 from ispasp import store, sweeps, unfinished
 from ispasp.errors import ISpaSPError
+from ispasp.jobs import Job
 from ispasp.narrative import plural
+from ispasp.runs import RunSaved
 from ispasp.sweeps import Sweep
 from ispasp.unfinished import Unfinished
 from ui import runs_actions, runs_resumed
 from ui.words import escaped, source_words
 
+_FOLLOWED = "runs_followed"  # jobs that this session resumed, by id
 _HELP = {
     "resume": "Go on from the last finished block. The result is that of a run without a break.",
     "resume_sweep": "Go on with the runs that are not finished; the finished ones are kept as they are.",
@@ -79,8 +82,34 @@ def _row(id: str, text: str, resume: Press, discard: Press) -> None:
         st.markdown(text, width="content")
 
 
+def ended() -> None:
+    """What was resumed here and has ended since: a line with a way to look at it, until it is dismissed."""
+    followed: dict[str, Job] = st.session_state.get(_FOLLOWED, {})
+    for id, job in list(followed.items()):
+        snapshot = job.snapshot()
+        if not snapshot.state.ended:
+            continue
+        with st.container(horizontal=True, vertical_alignment="center", key=f"runs_ended_{id}"):
+            st.markdown(f"**{escaped(snapshot.title)}**: {snapshot.state.value}", width="content")
+            if snapshot.error:
+                st.error(escaped(snapshot.error))
+            saved = next((event for event in reversed(snapshot.events) if isinstance(event, RunSaved)), None)
+            if saved and st.button("Open", key=f"runs_open_{id}"):
+                followed.pop(id)
+                if job.subject:
+                    st.switch_page(runs_actions.COMPARE)
+                runs_actions.open_in_explore("run", saved.run_id)
+            st.button("Dismiss", key=f"runs_forget_{id}", type="tertiary", on_click=_forget, args=(id,))
+
+
+def _forget(id: str) -> None:
+    st.session_state.get(_FOLLOWED, {}).pop(id, None)
+
+
 def _try(action: Callable[..., object], *args: Any) -> None:
     try:
-        action(*args)
+        job = action(*args)
+        if isinstance(job, Job):
+            st.session_state.setdefault(_FOLLOWED, {})[job.id] = job
     except ISpaSPError as problem:
         runs_actions.say(problems=[str(problem)])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import streamlit as st
 
-from ispasp.run_import import is_number
+from ispasp.plain_files import is_number
 from ispasp.run_settings import RunSettings
 from ispasp.store import RunSummary
 from ispasp.vocabulary import refit_words, selector_words
@@ -39,14 +41,22 @@ def selector_of(run: RunSummary) -> str:
 
 
 def lineage_of(run: RunSummary) -> str:
-    """``"sweep 3f2a"``, ``"budget 11c0, uniform"``; empty for a single run."""
+    """``"sweep 3f2a, 23 Nov 14:05"``, ``"budget 11c0, 23 Nov 14:05, uniform"``; empty for a single run."""
     for kind in ("sweep", "budget"):
-        if kind in run.lineage:
+        if id := run.lineage.get(kind):
             role = run.lineage.get("role", kind)
-            return f"{kind} {run.lineage[kind].rpartition('-')[2][-8:]}" + (
-                f", {role}" if role != kind else ""
-            )
+            return ", ".join(filter(None, (f"{kind} {id[-4:]}", _begun(id), role if role != kind else "")))
     return ", ".join(f"{key} {value}" for key, value in run.lineage.items())
+
+
+def _begun(id: str) -> str:
+    """When a sweep or a budget was begun, which its id says in UTC; empty for one that does not."""
+    try:
+        moment = datetime.strptime(id.rpartition("-")[0], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return ""
+    zone = st.context.timezone
+    return moment.astimezone(ZoneInfo(zone) if isinstance(zone, str) else UTC).strftime("%d %b %H:%M")
 
 
 def wanted(
@@ -75,7 +85,7 @@ def _searched(run: RunSummary) -> str:
 def _keep(run: RunSummary) -> str:
     # As text: "per block" stands among the numbers, which sort as they should up to 1.
     keep = run.settings.get("keep")
-    if run.settings.get("keep_by_block") or not is_number(keep):
+    if run.settings.get("keep_by_block") or run.lineage.get("role") == "budget" or not is_number(keep):
         return "per block"
     return f"{keep:g}"
 
@@ -88,12 +98,12 @@ def _number(key: str, scale: float = 1.0) -> Callable[[RunSummary], float | None
     return read
 
 
-def _change(key: str) -> Callable[[RunSummary], float | None]:
-    """In per cent of what it was before."""
+def _left(key: str) -> Callable[[RunSummary], float | None]:
+    """In per cent of the dense model's."""
 
     def read(run: RunSummary) -> float | None:
         before, after = _number(f"{key}_before")(run), _number(f"{key}_after")(run)
-        return None if not before or after is None else 100 * (after - before) / before
+        return None if not before or after is None else 100 * after / before
 
     return read
 
@@ -136,26 +146,28 @@ def _columns() -> dict[str, tuple[Read, Any]]:
         "Finished", width=138, format="DD MMM YYYY, HH:mm", timezone=zone if isinstance(zone, str) else None
     )
     return {
-        "Name": (title_of, _text("Name", width=165, help="What you call it, and its model.")),
+        "Name": (title_of, _text("Name", width=130, help="What you call it, and its model.")),
         "Model": (model_of, _text("Model", width=150, help=HELP["model"])),
-        "Keep": (_keep, _text("Keep", width=68, help=HELP["keep"])),
-        "Selector": (
-            lambda run: selector_of(run).split(",")[0],
-            _text("Selector", width=100, help=HELP["selector"]),
+        "Keep": (_keep, _text("Keep", width=72, help=HELP["keep"])),
+        "Selector": (selector_of, _text("Selector", width=164, help=HELP["selector"])),
+        "Re-fit": (_refit, _text("Re-fit", width=90, help=HELP["reconstruct"])),
+        "MACs": (_number("macs_after"), _figure("MACs", width=64, format="compact", help=HELP["macs"])),
+        "MACs left": (
+            _left("macs"),
+            _figure("MACs left, %", width=94, format="%.0f %%", help=f"Of the dense model's. {HELP['macs']}"),
         ),
-        "Re-fit": (_refit, _text("Re-fit", width=92, help=HELP["reconstruct"])),
         "Parameters": (
             _number("params_after"),
             _figure("Parameters", width=88, format="compact", help=f"{HELP['parameters']} After pruning."),
         ),
-        "Parameters, change": (
-            _change("params"),
-            _figure("Change", width=68, format="%+.0f %%", help="Parameters against the dense model."),
-        ),
-        "MACs": (_number("macs_after"), _figure("MACs", width=64, format="compact", help=HELP["macs"])),
-        "MACs, change": (
-            _change("macs"),
-            _figure("Change", width=68, format="%+.0f %%", help="MACs against the dense model."),
+        "Parameters left": (
+            _left("params"),
+            _figure(
+                "Parameters left, %",
+                width=126,
+                format="%.0f %%",
+                help=f"Of the dense model's. {HELP['parameters']}",
+            ),
         ),
         "Accuracy": (
             _number("accuracy_after", 100),
@@ -163,24 +175,26 @@ def _columns() -> dict[str, tuple[Read, Any]]:
         ),
         "Accuracy, change": (
             _points,
-            _figure("Points", width=60, format="%+.1f", help="Accuracy against the dense model, in points."),
+            _figure(
+                "Change, points", width=106, format="%+.1f", help="Accuracy minus that of the dense model."
+            ),
         ),
         "Agreement": (
             _number("agreement", 100),
             _figure("Agreement", width=86, format="%.1f %%", help=HELP["agreement"]),
         ),
-        "Size": (
-            lambda run: run.size,
-            _figure("Size", width=74, format="bytes", help="On disk, with exports."),
-        ),
         "Finished": (lambda run: run.finished_at, moment),
         "Part of": (
             lineage_of,
-            _text("Part of", width=120, help="The sweep or the budget that the run was made for."),
+            _text("Part of", width=180, help="The sweep or the budget that the run was made for."),
         ),
         "ONNX": (
             lambda run: "yes" if run.exported else "",
             _text("ONNX", width=62, help="Whether it was exported; that is done in Explore."),
+        ),
+        "Size": (
+            lambda run: run.size,
+            _figure("Size", width=74, format="bytes", help="On disk, with exports."),
         ),
         "Note": (lambda run: run.note, _text("Note", width=260)),
         "Samples": (_setting("samples"), _figure("Samples", width=80, format="%d", help=HELP["samples"])),
@@ -198,8 +212,8 @@ def _columns() -> dict[str, tuple[Read, Any]]:
 
 
 USUAL_COLUMNS = (
-    "Keep", "Selector", "Re-fit", "Parameters", "Parameters, change", "MACs", "MACs, change", "Accuracy",
-    "Accuracy, change", "Agreement", "Size", "Finished", "Part of", "ONNX",
+    "Keep", "Selector", "Re-fit", "MACs left", "Parameters left", "Accuracy", "Accuracy, change", "Agreement",
+    "Finished", "Part of", "ONNX", "Size",
 )  # fmt: skip
 
 

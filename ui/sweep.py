@@ -23,10 +23,12 @@ from ispasp.store import RunSummary
 from ispasp.sweeps import Sweep, SweepSettings, SweepStarted
 from ispasp.vocabulary import refit_words, selector_words
 from ui import bases, runs_resumed
-from ui.background import SWEEPS
+from ui.background import SWEEPS, status
+from ui.compare_filters import part_words
 from ui.words import HELP, escaped, source_words
 
 _KEEPS = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+_WORTH_SAYING = 10.0  # seconds; a run's own time leaves out tracing and measuring
 _VARIED = ("model", "keep", "selector", "reconstruct", "samples", "seed", "device")
 _HELP = {
     "keeps": "Each of these ratios is one run for every selector and re-fit.",
@@ -36,8 +38,8 @@ _HELP = {
 }
 
 
-def panel(runs: Sequence[RunSummary], few: bool) -> None:
-    """Draw the panel: a form, the sweep under way, and those that were cut off.
+def panel(runs: Sequence[RunSummary], few: bool) -> SweepStarted | None:
+    """Draw the panel: a form, the sweep under way, and those that were cut off; the sweep that the page follows.
 
     Args:
         runs: those on disk, which tell how long one takes.
@@ -45,13 +47,19 @@ def panel(runs: Sequence[RunSummary], few: bool) -> None:
     """
     job = SWEEPS.job()
     going = job is not None and not job.state.ended
-    SWEEPS.watch(job, _ended, _lines)
-    _interrupted()
+    started = _started(job.snapshot()) if job else None
+    cut_off = _cut_off()
+    own = next((sweep for sweep in cut_off if started and sweep.id == started.id), None)
+    SWEEPS.watch(job, lambda snapshot: _ended(snapshot, own), _lines, _line)
+    for sweep in cut_off:
+        if sweep is not own:  # the panel of its job offers the same
+            _interrupted_line(sweep)
     unfold = few and not going
     # Under one key it would stay as it was first drawn, or opened; it is to fold when a sweep begins.
     turn = st.session_state.get("sweeps_begun", 0)
     with st.expander("New sweep", expanded=unfold, key=f"new_sweep_{unfold}_{turn}"):
         _form(runs)
+    return started
 
 
 # -- the form -------------------------------------------------------------------------------------------
@@ -126,7 +134,7 @@ def _announced(sweep: SweepSettings, runs: Sequence[RunSummary]) -> str:
     count = len(sweep.runs())
     said = f"{plural(count, 'run')} of {escaped(source_words(sweep.base.model))}"
     took = _seconds(sweep.base, runs)
-    if took is not None:
+    if took is not None and took * count > _WORTH_SAYING:
         said += (
             f". One by one they would take about {duration(took * count)}; a sweep does shared work only once"
         )
@@ -159,13 +167,36 @@ def _start(sweep: SweepSettings, id: str | None = None) -> None:
     SWEEPS.follow(job)
 
 
-def _ended(snapshot: Snapshot) -> None:
+def _ended(snapshot: Snapshot, left: Sweep | None) -> None:
+    """What can be done next: with ``left``, the rest of a sweep that did not come to its end, and with its runs."""
     started = _started(snapshot)
-    if started is not None:
+    if left is not None:
+        _ways_on(left)
+    if started is not None and _landed(snapshot, started):
         st.button(
-            "Show only its runs", key="sweep_show", type="primary", on_click=_show, args=(started.id,),
-            help=_HELP["show"],
-        )  # fmt: skip
+            "Show only its runs", key="sweep_show", on_click=_show, args=(started.id,), help=_HELP["show"]
+        )
+
+
+def _line(snapshot: Snapshot) -> str:
+    """As ``background.status``, with how many runs are finished once it was stopped, and their number said once."""
+    started = _started(snapshot)
+    if started is None:
+        return status(snapshot)
+    count = len(started.settings)
+    if snapshot.state is State.CANCELLED:
+        title = snapshot.title.removesuffix(f", {plural(count, 'run')}")
+        finished = len(_landed(snapshot, started))
+        return f"**{escaped(title)}**: stopped, {finished} of {plural(count, 'run')} finished"
+    doing = snapshot.doing.removesuffix(f", {plural(count, 'run')}")
+    return status(dataclasses.replace(snapshot, doing=doing))
+
+
+def _landed(snapshot: Snapshot, started: SweepStarted) -> list[Path]:
+    """The runs of this sweep that are saved, of earlier attempts, too."""
+    folder = store.default_folder()
+    landed = [folder / id for id in started.finished if id]
+    return landed + [event.path for event in snapshot.events if isinstance(event, RunSaved)]
 
 
 def _show(id: str) -> None:
@@ -178,14 +209,12 @@ def _started(snapshot: Snapshot) -> SweepStarted | None:
 
 
 def _lines(snapshot: Snapshot) -> None:
-    """One line per run. They go on in step, block by block, so all that are not finished are under way."""
+    """One line per run. They go on in step, block by block: a state of its own is said where they differ."""
     started = _started(snapshot)
     if started is None:
         return
-    folder = store.default_folder()
-    landed = [folder / id for id in started.finished if id]
-    landed += [event.path for event in snapshot.events if isinstance(event, RunSaved)]
-    done = {_key(plain["settings"]): plain["report"] for path in landed if (plain := _plain(path))}
+    landed = [plain for path in _landed(snapshot, started) if (plain := _plain(path))]
+    done = {_key(plain["settings"]): plain["report"] for plain in landed}
     left = (
         "not finished"
         if snapshot.state.ended
@@ -206,8 +235,13 @@ def _lines(snapshot: Snapshot) -> None:
                 "Agreement": _shown(report, "agreement"),
             }
         )  # fmt: skip
+    frame = pd.DataFrame(rows)
+    if not done:
+        frame = frame[["Keep", "Selector", "Re-fit"]]
+    elif frame["State"].nunique() == 1:
+        frame = frame.drop(columns="State")
     st.dataframe(
-        pd.DataFrame(rows),
+        frame,
         hide_index=True,
         height=min(38 + 35 * len(rows), 260),
         column_config={"Keep": st.column_config.NumberColumn(format="%.3g", width="small")},
@@ -242,32 +276,36 @@ def _shown(report: dict[str, Any] | None, key: str) -> str:
 # -- what was cut off -----------------------------------------------------------------------------------
 
 
-def _interrupted() -> None:
-    """Sweeps that were begun and are worked on by nobody, each with a way on and a way out."""
+def _cut_off() -> list[Sweep]:
+    """Sweeps that were begun, are not complete, and are worked on by nobody."""
     try:
-        found = runs_resumed.sweeps_cut_off(store.default_folder())
+        return runs_resumed.sweeps_cut_off(store.default_folder())
     except ISpaSPError as problem:
         st.warning(escaped(str(problem)))
-        return
-    for sweep in found:
-        _interrupted_line(sweep)
+        return []
 
 
 def _interrupted_line(sweep: Sweep) -> None:
     finished = sum(one is not None for one in sweep.finished)
+    model = escaped(source_words(sweep.settings.base.model))
     with st.container(horizontal=True, vertical_alignment="center", key=f"interrupted_{sweep.id}"):
         st.markdown(
-            f"⏸️ **A sweep of {escaped(source_words(sweep.settings.base.model))} was cut off**: "
+            f"⏸️ **S{part_words(f'sweep {sweep.id}')[1:]}, of {model}, was cut off**: "
             f"{finished} of {plural(len(sweep.finished), 'run')} finished.",
             width="content",
         )
-        st.button(
-            "Resume", key=f"resume_{sweep.id}", help=_HELP["resume"], on_click=_start,
-            args=(sweep.settings, sweep.id),
-        )  # fmt: skip
-        st.button(
-            "Discard", key=f"discard_{sweep.id}", help=_HELP["discard"], on_click=_discard, args=(sweep.id,)
-        )
+        _ways_on(sweep)
+
+
+def _ways_on(sweep: Sweep) -> None:
+    """A way on and a way out."""
+    st.button(
+        "Resume", key=f"resume_{sweep.id}", help=_HELP["resume"], on_click=_start,
+        args=(sweep.settings, sweep.id),
+    )  # fmt: skip
+    st.button(
+        "Discard", key=f"discard_{sweep.id}", help=_HELP["discard"], on_click=_discard, args=(sweep.id,)
+    )
 
 
 def _discard(id: str) -> None:
@@ -275,3 +313,7 @@ def _discard(id: str) -> None:
         runs_resumed.discard(sweeps.discard, id)
     except ISpaSPError as problem:
         SWEEPS.refuse(problem)
+        return
+    job = SWEEPS.job()
+    if job and (started := _started(job.snapshot())) and started.id == id:
+        SWEEPS.follow(None)

@@ -13,8 +13,11 @@ from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
 from ui import library, models, session, sources
 from ui import view as views
+from ui.runs_actions import PAGES
 from ui.settings import Draft
 from ui.view import View
+
+_GONE = "seen_gone"  # in the session: the address named a job that the server has forgotten
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,34 @@ def _may_read(settings: RunSettings) -> bool:
     return sources.asked(source) or models.at_once(source)
 
 
+def _say_gone() -> None:
+    """Say that a job is not known any more; again at every rerun, which the page needs some of to be whole."""
+    if not st.session_state.get(_GONE):
+        return
+    with st.container(border=True, horizontal=True, vertical_alignment="center", key="gone"):
+        st.markdown(
+            "That job is not known any more: the server was restarted. What was cut off can be resumed on Runs.",
+            width="content",
+        )
+        st.page_link(PAGES / "runs.py", label="Go to Runs", width="content")
+        st.button(
+            "Dismiss", key="gone_dismiss", type="tertiary", on_click=st.session_state.pop, args=(_GONE,)
+        )
+
+
 def resolve() -> Target:
     """Find it; what cannot be found is said in a sentence and then forgotten."""
     seen, job = session.seen(), session.job()
     if seen is None:
+        _say_gone()
         return Target()
     kind, id = seen
     if kind == "job" and job is None:
         session.look_at("job", None)
-        st.info(
-            "That job is no longer known here: the server was restarted, or the job ended long ago. "
-            "If it finished, the Runs page has it.",
-        )
+        st.session_state[_GONE] = True
+        _say_gone()
         return Target()
+    st.session_state.pop(_GONE, None)
     if job is not None:
         snapshot = job.snapshot()
         events = snapshot.events

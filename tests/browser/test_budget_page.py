@@ -20,7 +20,7 @@ def test_a_budget_is_met_and_survives_a_refresh(
     visit: Callable[..., Any], shoot: Callable[[Any, str], None], check_access: Callable[[Any], None]
 ) -> None:
     page = visit("/budget")
-    page.get_by_text("1. Measure sensitivity").wait_for()
+    page.get_by_text("1. Meet the budget").wait_for()
     shoot(page, "40_budget_empty_light_1280")
     check_access(page)
     page.get_by_role("combobox", name="Model").click()

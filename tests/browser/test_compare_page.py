@@ -67,3 +67,32 @@ def test_two_runs_are_compared_and_the_view_is_shared(
     assert other.url == address
     shoot(other, "31_compare_two_dark_1920")
     check_access(other)
+
+
+@pytest.mark.slow
+def test_an_ended_sweep_can_be_shown_alone_and_closed(
+    visit: Callable[..., Any], runs_folder: Path, shoot: Callable[[Any, str], None]
+) -> None:
+    if not (runs_folder / "wide").exists():
+        make(runs_folder)
+    page = visit("/compare")
+    page.set_default_timeout(60_000)
+    page.get_by_text("Set runs beside each other").wait_for()
+    page.get_by_text("New sweep", exact=True).click()
+    chosen = page.get_by_role("combobox", name="Model").first
+    chosen.fill("mnist_mlp")
+    page.get_by_role("option", name="mnist_mlp").click()
+    page.get_by_text("6 runs of mnist_mlp").wait_for()
+    page.get_by_role("button", name="Start the sweep").click()
+    page.get_by_text("finished in").wait_for()
+    page.get_by_role("button", name="Show only its runs").click()
+    page.get_by_text("Showing 6 runs").wait_for()
+    shoot(page, "32_compare_sweep_ended_light_1280")
+    assert "part_of=sweep" in page.url and "of=mnist_mlp" in page.url
+    page.get_by_role("button", name="Close").click()
+    expect(page.get_by_text("finished in")).to_have_count(0)
+    expect(page.get_by_text("Showing 6 runs")).to_be_visible()
+    assert "sweeping" not in page.url
+
+    other = visit(page.url.removeprefix(page.url.split("/compare")[0]))
+    other.get_by_text("Showing 6 runs").wait_for()
