@@ -1,4 +1,4 @@
-"""A budget against the uniform keep ratio of the same cost, and a speedup asked for and measured.
+"""A budget against the largest uniform keep ratio within it, and a speedup asked for and measured.
 
     python benchmarks/budget.py                              # 50 % of the MACs, three seeds; 2x at batch 1
     python benchmarks/budget.py --budgets macs=30% params=40% --seeds 0

@@ -71,7 +71,7 @@ def execute(
     A cost alone: the counts that lose least by the sensitivities (``allocation.solve``). A speedup: the same on a
     table of latencies, corrected by measuring whole models. A loss alone: the fewest MACs, by bisection over runs
     that are not saved. Both: the cost, and whether it loses too much. The chosen counts and the largest uniform
-    ratio within the same cost become two saved runs, ``RunSaved`` each; only one where both keep the same.
+    ratio within the budget become two saved runs, ``RunSaved`` each; only one where both keep the same.
 
     Args:
         settings: what to prune and how; its ``keep`` does not matter.

@@ -174,7 +174,7 @@ class BudgetReport:
         blocks, groups: names and sizes of the blocks.
         dense: ``macs``, ``params``, ``accuracy`` of the dense model.
         budget: the run that was made to fit.
-        uniform: the run with one keep ratio for all blocks within the same cost; None where it keeps the same.
+        uniform: the run with one keep ratio for all blocks within the budget; None where it keeps the same.
         rounds: what was tried on the way: ``counts``, and ``target``, ``speedup`` or ``cost``, ``loss``.
         sentences: what came of it, for people.
     """

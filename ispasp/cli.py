@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="LIMIT",
         help="in place of --keep: macs=50%%, params=1M, speedup=2 (at batch 1 on this machine) and loss=2 (points of "
-        "accuracy, at most), shared out by sensitivity; the uniform ratio of the same cost is run beside it",
+        "accuracy, at most), shared out by sensitivity; the largest uniform ratio within it is run beside it",
     )
     prune.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the run (a new one in the runs folder)"

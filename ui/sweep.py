@@ -20,7 +20,7 @@ from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
 from ispasp.settings import RECONSTRUCTIONS
 from ispasp.store import RunSummary
-from ispasp.sweeps import Sweep, SweepSettings, SweepStarted
+from ispasp.sweeps import RunRefused, Sweep, SweepSettings, SweepStarted
 from ispasp.vocabulary import refit_words, selector_words
 from ui import bases, runs_resumed
 from ui.background import SWEEPS, status
@@ -188,7 +188,7 @@ def _line(snapshot: Snapshot) -> str:
         title = snapshot.title.removesuffix(f", {plural(count, 'run')}")
         finished = len(_landed(snapshot, started))
         return f"**{escaped(title)}**: stopped, {finished} of {plural(count, 'run')} finished"
-    doing = snapshot.doing.removesuffix(f", {plural(count, 'run')}")
+    doing = snapshot.doing.removesuffix(f" of {plural(count, 'run')}")
     return status(dataclasses.replace(snapshot, doing=doing))
 
 
@@ -222,15 +222,16 @@ def _lines(snapshot: Snapshot) -> None:
         if snapshot.state is State.PAUSED
         else "under way"
     )
+    refused = {event.index: event.problem for event in snapshot.events if isinstance(event, RunRefused)}
     rows = []
-    for settings in started.settings:
+    for index, settings in enumerate(started.settings):
         report = done.get(_key(dataclasses.asdict(settings)))
         rows.append(
             {
                 "Keep": settings.keep,
                 "Selector": short_words(settings.selector),
                 "Re-fit": refit_words(settings.reconstruct)[0],
-                "State": "finished" if report else left,
+                "State": "finished" if report else "left out" if index in refused else left,
                 "Accuracy": _shown(report, "accuracy_after"),
                 "Agreement": _shown(report, "agreement"),
             }
@@ -247,6 +248,8 @@ def _lines(snapshot: Snapshot) -> None:
         column_config={"Keep": st.column_config.NumberColumn(format="%.3g", width="small")},
         alt="The runs of this sweep",
     )
+    for problem in dict.fromkeys(refused.values()):
+        st.warning(f"Left out: {escaped(problem)}")
 
 
 def _key(settings: dict[str, Any]) -> tuple[Any, ...]:
