@@ -94,8 +94,8 @@ def patches(
 def _unfold(consumer: Consumer, hidden: Tensor) -> Tensor:
     """(d * k * k, P) patches of a convolution's input, position after position of example after example.
 
-    Features lead: whole maps are copied then, and the products that follow read memory in order. As a whole it
-    takes a third of the time of ``F.unfold`` and a transposition.
+    Features lead: whole maps are copied then, and the products that follow read memory in order. That is a third to
+    nine tenths of the time of ``F.unfold`` and a transposition, least for wide maps.
     """
     _, _, _, stride, padding, dilation, *_ = (*consumer.node.args, *(None,) * 7)[:7]
     kernel = tuple(consumer.weight.shape[2:])

@@ -109,7 +109,7 @@ class Attempt:
         """Write down how many groups each block keeps. Raises RunError as ``keep`` does."""
         self.counts = list(counts)
         self._plan["counts"] = self.counts
-        _written(self.folder, lambda: _write_plan(self.folder, self._plan))
+        plain_files.write_json(self.folder / _PLAN, self._plan)
 
     def keep(self, index: int, block: BlockDone) -> None:
         """Write down a finished block, unless it is there.
@@ -168,15 +168,12 @@ def begin(
         "counts": None,
     }
 
-    def write() -> None:
-        folder.mkdir(parents=True)
-        try:
-            _write_plan(folder, plan)
-        except OSError:
-            _remove(folder)
-            raise
-
-    _written(folder, write)
+    _written(folder, lambda: folder.mkdir(parents=True))
+    try:
+        plain_files.write_json(folder / _PLAN, plan)
+    except RunError:
+        _remove(folder)
+        raise
     return Attempt(runs_folder, run_id)
 
 
@@ -252,15 +249,6 @@ def _written(folder: Path, write: Any) -> None:
             f"What is done of the run cannot be written to {folder}: {error}. Make room there, or choose another "
             "runs folder (environment variable ISPASP_RUNS)."
         ) from error
-
-
-def _write_plan(folder: Path, plan: Mapping[str, Any]) -> None:
-    partial = folder / f".{_PLAN}.{secrets.token_hex(4)}"
-    try:
-        partial.write_text(json.dumps(plan, indent=1) + "\n")
-        partial.replace(folder / _PLAN)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write(block: BlockDone, folder: Path) -> None:

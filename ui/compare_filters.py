@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 import streamlit as st
 
@@ -15,7 +12,7 @@ from ispasp.comparison import Family, Row
 from ispasp.sweeps import SweepStarted
 from ispasp.vocabulary import refit_words, selector_words
 from ui import compare_state
-from ui.words import HELP, escaped, source_words
+from ui.words import HELP, escaped, lineage_words, source_words
 
 COSTS = {"MACs": "macs", "Parameters": "parameters", "Latency": "latency"}
 GAINS = {"Accuracy": "accuracy", "Agreement": "agreement"}
@@ -55,17 +52,9 @@ def part_of(row: Row) -> str:
 
 
 def part_words(part: str) -> str:
-    """Short: ``"sweep 1f3a, 23 Nov 15:04"``, by the end of its id and the visitor's clock."""
+    """What a filter's value is called: a sweep or a budget by ``lineage_words``."""
     kind, _, id = part.partition(" ")
-    if part in (ALL, SINGLE) or not id:
-        return part
-    words = f"{kind} {id[-4:]}"
-    with contextlib.suppress(ValueError, KeyError, OSError):
-        begun = datetime.strptime(id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
-        zone = st.context.timezone
-        begun = begun.astimezone(ZoneInfo(zone)) if isinstance(zone, str) else begun
-        words += f", {begun:%d %b %H:%M}"
-    return words
+    return part if part in (ALL, SINGLE) or not id else lineage_words(kind, id)
 
 
 def draw(found: Sequence[Row], columns: Collection[str], started: SweepStarted | None) -> View:

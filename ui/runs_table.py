@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pandas as pd
 import streamlit as st
@@ -16,7 +14,7 @@ from ispasp.run_settings import RunSettings
 from ispasp.store import RunSummary
 from ispasp.vocabulary import refit_words, selector_words
 from ui import library
-from ui.words import HELP, SETTINGS, source_words, unusual_words
+from ui.words import HELP, SETTINGS, lineage_words, source_words, unusual_words
 
 FROM_PYTHON = "from Python"
 _USUAL = asdict(RunSettings(library.FIRST_MODEL))
@@ -45,18 +43,8 @@ def lineage_of(run: RunSummary) -> str:
     for kind in ("sweep", "budget"):
         if id := run.lineage.get(kind):
             role = run.lineage.get("role", kind)
-            return ", ".join(filter(None, (f"{kind} {id[-4:]}", _begun(id), role if role != kind else "")))
+            return lineage_words(kind, id) + (f", {role}" if role != kind else "")
     return ", ".join(f"{key} {value}" for key, value in run.lineage.items())
-
-
-def _begun(id: str) -> str:
-    """When a sweep or a budget was begun, which its id says in UTC; empty for one that does not."""
-    try:
-        moment = datetime.strptime(id.rpartition("-")[0], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
-    except ValueError:
-        return ""
-    zone = st.context.timezone
-    return moment.astimezone(ZoneInfo(zone) if isinstance(zone, str) else UTC).strftime("%d %b %H:%M")
 
 
 def wanted(

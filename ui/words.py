@@ -2,8 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import Any
+from zoneinfo import ZoneInfo
+
+import streamlit as st
 
 from ispasp.vocabulary import SelectorWords, Way
 
@@ -249,3 +253,17 @@ def unusual_words(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list
         for key, label in SETTINGS.items()
         if key in settings and key in usual and not _same(settings[key], usual[key])
     ]
+
+
+def lineage_words(kind: str, id: str) -> str:
+    """``"sweep 1f3a, 23 Nov 15:04"``: by the end of its id and, where the id says it, when it was begun.
+
+    The time is on the visitor's clock.
+    """
+    words = f"{kind} {id[-4:]}"
+    try:
+        moment = datetime.strptime(id.rpartition("-")[0], "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return words
+    zone = st.context.timezone
+    return f"{words}, {moment.astimezone(ZoneInfo(zone) if isinstance(zone, str) else UTC):%d %b %H:%M}"
