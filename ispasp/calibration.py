@@ -41,11 +41,15 @@ class Batch:
     def __len__(self) -> int:
         return self.tensors[0].shape[0]
 
-    def to(self, device: torch.device) -> Batch:
-        """A copy on ``device`` that in-place operations may overwrite."""
+    def to(self, device: torch.device, layout: torch.memory_format = torch.preserve_format) -> Batch:
+        """A copy on ``device`` that in-place operations may overwrite; images (N, C, H, W) in ``layout``."""
+
+        def moved(t: Tensor) -> Tensor:
+            return t.to(device, copy=True, memory_format=layout if t.ndim == 4 else torch.preserve_format)
+
         return Batch(
-            tuple(t.to(device, copy=True) for t in self.inputs),
-            {name: t.to(device, copy=True) for name, t in self.keywords.items()},
+            tuple(map(moved, self.inputs)),
+            {name: moved(t) for name, t in self.keywords.items()},
             None if self.labels is None else self.labels.to(device),
         )
 

@@ -366,7 +366,7 @@ def _to_channels_last(models: Sequence[nn.Module], few: Batch) -> bool:
     """Bring the models to the layout in which convolutions are faster, in place, if they run in it."""
     try:
         for model in models:
-            evaluate.forward(model.to(memory_format=torch.channels_last), changed(few, _images_last))
+            evaluate.forward(model.to(memory_format=torch.channels_last), few, torch.channels_last)
     except RuntimeError:  # a view that it does not allow, or parameters of five dimensions
         for model in models:
             model.to(memory_format=torch.contiguous_format)

@@ -62,9 +62,9 @@ def copy_to(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 @torch.no_grad()
-def forward(model: nn.Module, batch: Batch) -> object:
-    """Whatever ``model`` returns for one batch, computed on the model's device."""
-    moved = batch.to(device_of(model))
+def forward(model: nn.Module, batch: Batch, layout: torch.memory_format = torch.preserve_format) -> object:
+    """Whatever ``model`` returns for one batch, computed on the model's device, images in ``layout``."""
+    moved = batch.to(device_of(model), layout)
     return model(*moved.inputs, **moved.keywords)
 
 
@@ -91,11 +91,24 @@ def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
 
     The model should be in eval mode.
     """
+    layout = _fastest_layout(model, batches[0].first(2)) if batches else torch.preserve_format
     for batch in batches:
-        output, mask = first_tensor(forward(model, batch)).cpu(), batch.mask
+        output, mask = first_tensor(forward(model, batch, layout)).cpu(), batch.mask
         output = padding.counted(None if mask is None else mask.cpu(), output)
         classes = class_dimension(output)
         yield output.argmax(-1 if classes is None else classes)
+
+
+def _fastest_layout(model: nn.Module, few: Batch) -> torch.memory_format:
+    """Channels last on a CPU, where convolutions of odd widths take about 0.7 of the time so; as they are for a model
+    whose ``view`` depends on it."""
+    if device_of(model).type == "cpu" and any(t.ndim == 4 for t in few.tensors):
+        try:
+            forward(model, few, torch.channels_last)
+        except RuntimeError:
+            return torch.preserve_format
+        return torch.channels_last
+    return torch.preserve_format
 
 
 @dataclass(frozen=True)

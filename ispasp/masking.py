@@ -65,8 +65,7 @@ def regate(traced: Traced, stream: Stream, collected: Statistics, selected: Tens
             whole = again.values[source]
             dim = 1 if node.target in CONVOLUTIONS else -1
             again.values[source] = [value.index_fill(dim, dropped[node], 0) for value in whole]
-        for _ in again.run(node):
-            pass
+        again.recompute(node)
     stream.values[hidden] = again.values[hidden]
     index = features(selected.nonzero().flatten(), block.group_size)
     output = collected.output

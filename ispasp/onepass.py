@@ -76,7 +76,7 @@ class OnePass:
         self.dense, self.by_name = self.reference.dense, self.reference.by_name
         self.changed: set[fx.Node] = set()  # what differs between the dense and the pruned network
         self.pruned = Stream(self.traced, self.batches)
-        self._nodes = iter(self.traced.nodes)
+        self._next = 0  # place of the next node to execute
         self._reads = {self.by_name[block.reads[0]] for block, _ in self.plan}
 
     @property
@@ -91,41 +91,42 @@ class OnePass:
         """
         block, _ = self.plan[index]
         first = self.by_name[block.reads[0]]
-        for node in self._nodes:
-            if node is not first:
-                yield from self._execute(node)
-                continue
-            began = self.clock()
-            started, trace, refits = yield from self._prune(index)
-            yield from self._execute(node)
-            drift = self._drift(index, node)
-            self.pruned.free(node)
-            if index in self.known:
-                event = self.known[index].pruned
-            else:
-                event = self._block_pruned(index, trace[-1], drift, self.clock() - began, refits)
-            self.done[index] = BlockDone(started, tuple(trace), event, tuple(refit for _, refit in refits))
-            yield event
-            return
+        yield from self._execute(self.traced.nodes[self._next : self.traced.nodes.index(first)])
+        began = self.clock()
+        started, trace, refits = yield from self._prune(index)
+        yield from self._execute([first])
+        drift = self._drift(index, first)
+        self.pruned.free(first)
+        if index in self.known:
+            event = self.known[index].pruned
+        else:
+            event = self._block_pruned(index, trace[-1], drift, self.clock() - began, refits)
+        self.done[index] = BlockDone(started, tuple(trace), event, tuple(refit for _, refit in refits))
+        yield event
 
     def finish(self) -> Iterator[Event]:
         """Execute what is behind the last block; afterwards ``edits`` and ``outputs`` are complete."""
-        for node in self._nodes:
-            yield from self._execute(node)
+        yield from self._execute(self.traced.nodes[self._next :])
 
-    def _execute(self, node: fx.Node) -> Iterator[Event]:
-        if self.settings.recalibrate and not self.changed.isdisjoint(node.all_input_nodes):
-            self._recalibrate(node)
-        if node in self.pruned.narrowed or not self.changed.isdisjoint(node.all_input_nodes):
-            self.changed.add(node)
-        cost = self.traced.cost(node)
-        replaced = node in self.pruned.ready
-        for number, _ in enumerate(self.pruned.run(node)):
-            yield from self.progress(cost * self.pruned.batches[number], "streaming the calibration data")
-        if replaced:
-            yield from self.progress(cost * sum(self.pruned.batches), "streaming the calibration data")
-        if node.op != "output" and node not in self._reads:
-            self.pruned.free(node)
+    def _execute(self, nodes: Sequence[fx.Node]) -> Iterator[Event]:
+        """Execute the next nodes, up to a batch norm that needs all of its input to be measured anew, and so on."""
+        waiting: list[fx.Node] = []
+        for node in nodes:
+            changed = not self.changed.isdisjoint(node.all_input_nodes)
+            if changed and (name := self._norm_to_measure(node)):
+                yield from self._advance(waiting)
+                waiting = []
+                self._recalibrate(node, name)
+            if changed or node in self.pruned.narrowed:
+                self.changed.add(node)
+            waiting.append(node)
+        yield from self._advance(waiting)
+
+    def _advance(self, nodes: Sequence[fx.Node]) -> Iterator[Event]:
+        for node, number in self.pruned.advance(nodes, held=self._reads):
+            work = self.traced.cost(node) * self.pruned.batches[number]
+            yield from self.progress(work, "streaming the calibration data")
+        self._next += len(nodes)
 
     def outputs(self) -> list[Tensor]:
         """What the masked network returns for the first batch."""
@@ -229,16 +230,21 @@ class OnePass:
             else _relative_error(dense[counts], pruned[counts])
         )
 
-    def _recalibrate(self, node: fx.Node) -> None:
-        """Measure the statistics of a batch norm anew on the pruned stream.
+    def _norm_to_measure(self, node: fx.Node) -> str:
+        """The name of a batch norm that is to have its statistics measured anew; empty for any other node.
 
         One behind a re-fitted consumer keeps its own: the re-fit has aimed at them.
         """
+        if not self.settings.recalibrate:
+            return ""
         refitted = self.settings.reconstruct != "none" and any(
             role.norm is node for role in self.roles.values()
         )
-        name = "" if refitted else targets.norm_name(node, self.traced)
-        if name and (measured := self.pruned.recalibrate(node)):
+        return "" if refitted else targets.norm_name(node, self.traced)
+
+    def _recalibrate(self, norm: fx.Node, name: str) -> None:
+        """Measure the statistics of a batch norm anew on the pruned stream."""
+        if measured := self.pruned.recalibrate(norm):
             shift, variance = measured
             self.edits.append(partial(surgery.recalibrate, name=name, shift=shift, variance=variance))
 

@@ -63,16 +63,15 @@ class Reference:
 
         Yields the work done since it yielded last, in examples times ``Traced.cost``, where it is worth telling.
         """
-        first = self.by_name[block.reads[0]]
-        while self._next == 0 or self.traced.nodes[self._next - 1] is not first:
-            node = self.traced.nodes[self._next]
-            if node is first and self.asymmetric:
+        first = self.traced.nodes.index(self.by_name[block.reads[0]])
+        for before in (True, False):
+            if self.asymmetric and not before:
                 self._outputs(block)
-            for number, _ in enumerate(self.dense.run(node)):
+            part = self.traced.nodes[self._next : first] if before else (self.traced.nodes[first],)
+            for node, number in self.dense.advance(part):
                 if self.asymmetric:
                     yield self.traced.cost(node) * self.dense.batches[number]
-            self.dense.free(node)
-            self._next += 1
+        self._next = first + 1
 
     def _outputs(self, block: Block) -> None:
         """Compute what the block's later consumers give, while their input is there: their targets need it now."""

@@ -111,32 +111,31 @@ def measure(
     stream = Stream(traced, [batch.copy() for batch in batches])
     by_read = {block.reads[0]: block for block in blocks}
     curves: list[Curve] = []
+    executed = 0
     for position, node in enumerate(traced.nodes):
-        if block := by_read.get(node.name):
-            collected = statistics.collect_at(
-                block, traced, stream, settings.hidden_sum == "absolute", scores.get(block.name)
-            )
-            points: dict[int, _Point] = {}
-            least = 0.0
-            for fraction in sorted(fractions, reverse=True):
-                kept = groups_to_keep(block.groups, fraction, block.multiple(settings.multiple))
-                if kept < block.groups and kept not in points:
-                    now = Progress(len(curves) / len(blocks), f"measuring how sensitive {block.name} is")
-                    yield now
-                    fork = stream.fork()
-                    residual, error_after = _prune(traced, fork, collected, kept, settings)
-                    outputs = yield from _run(traced, fork, position, now)
-                    masks = [batch.mask for batch in batches]
-                    divergence, agreement = _compare(dense, outputs, masks, block)
-                    least = max(least, divergence)
-                    points[kept] = _Point(least, residual, error_after, agreement)
-            curves.append(_curve(block, points))
-            if len(curves) == len(blocks):
-                break
-        for _ in stream.run(node):
+        if not (block := by_read.get(node.name)):
+            continue
+        for _ in stream.advance(traced.nodes[executed:position]):
             pass
-        if node.op != "output":
-            stream.free(node)
+        executed = position
+        collected = statistics.collect_at(
+            block, traced, stream, settings.hidden_sum == "absolute", scores.get(block.name)
+        )
+        points: dict[int, _Point] = {}
+        least = 0.0
+        for fraction in sorted(fractions, reverse=True):
+            kept = groups_to_keep(block.groups, fraction, block.multiple(settings.multiple))
+            if kept < block.groups and kept not in points:
+                now = Progress(len(curves) / len(blocks), f"measuring how sensitive {block.name} is")
+                yield now
+                fork = stream.fork()
+                residual, error_after = _prune(traced, fork, collected, kept, settings)
+                outputs = yield from _run(traced, fork, position, now)
+                masks = [batch.mask for batch in batches]
+                divergence, agreement = _compare(dense, outputs, masks, block)
+                least = max(least, divergence)
+                points[kept] = _Point(least, residual, error_after, agreement)
+        curves.append(_curve(block, points))
     if all(curve.divergence[0] == 0 for curve in curves):
         raise CalibrationError(
             "The model's output does not change when any of its blocks is pruned, so no budget can be shared out "
@@ -201,11 +200,8 @@ def _run(
     traced: Traced, stream: Stream, first: int, now: Progress
 ) -> Generator[Progress, None, list[Tensor]]:
     """Execute every node from ``first`` on, saying ``now`` in between; the model's first output per batch."""
-    for node in traced.nodes[first:]:
-        for _ in stream.run(node):
-            pass
-        if node.op != "output":
-            stream.free(node)
+    for node, _ in stream.advance(traced.nodes[first:]):
+        if node.op == "output":
             yield now
     return [stream.outputs(number)[0] for number in range(len(stream.batches))]
 

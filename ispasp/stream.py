@@ -1,4 +1,4 @@
-"""Execute a traced model node by node over all calibration batches in step.
+"""Execute a traced model from one block to the next over all calibration batches.
 
 Two streams run side by side: the dense network, over a few examples, and the one pruned so far, over
 all; targets taken from the dense network need it over all examples too. In the pruned stream
@@ -10,7 +10,7 @@ use: memory holds what is live at one point of the network, however deep it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,18 +59,37 @@ class Stream:
             self.values[node] = [batch.tensors[number] for batch in batches]
 
     @torch.no_grad()
-    def run(self, node: fx.Node) -> Iterator[None]:
-        """Execute ``node`` batch by batch; yields after each so that the caller may stop."""
-        if node in self.ready:
-            self.values[node] = self.ready.pop(node)
-            return
-        if node.op != "call_function":
-            return
-        results = []
+    def advance(
+        self, nodes: Sequence[fx.Node], held: Collection[fx.Node] = ()
+    ) -> Iterator[tuple[fx.Node, int]]:
+        """Execute ``nodes`` for one batch after the other, letting go of each value after its last use.
+
+        A batch's values stay in the processor's caches that way. What a node in ``held`` is the last to use stays until
+        ``free`` is called for it. Yields each node and the number of the batch, so that the caller may stop.
+        """
+        given = {node for node in nodes if node in self.ready}
+        for node in given:
+            self.values[node] = list(self.ready.pop(node))
         for number in range(len(self.batches)):
-            results.append(self.compute(node, number))
-            yield
-        self.values[node] = results
+            for node in nodes:
+                if node.op == "call_function" and node not in given:
+                    if number == 0:
+                        self.values[node] = [None] * len(self.batches)
+                    self.values[node][number] = self.compute(node, number)
+                yield node, number
+                if node in held or node.op == "output":
+                    continue
+                for dead in self.traced.last_used[node]:
+                    if dead in self.values:
+                        self.values[dead][number] = None
+        for node in nodes:
+            if node not in held and node.op != "output":
+                self.free(node)
+
+    @torch.no_grad()
+    def recompute(self, node: fx.Node) -> None:
+        """Execute one operation over all batches, anew; everything stays."""
+        self.values[node] = [self.compute(node, number) for number in range(len(self.batches))]
 
     def compute(self, node: fx.Node, batch: int) -> Any:
         """What the operation ``node`` gives for one batch, in the caller's gradient mode."""

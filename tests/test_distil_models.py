@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ispasp import evaluate
 from ispasp.calibration import Batch, read
 from ispasp.distil import OUTPUT, _Points, distil, distil_steps
 from ispasp.errors import CalibrationError
@@ -129,6 +130,14 @@ def test_models_that_bear_no_channels_last_layout(view: bool) -> None:
     recovery, _ = finish(distil_steps(pruned, dense, read(data), 20))
     assert recovery.steps == 20 and recovery.objective_after < recovery.objective_before
     assert torch.isfinite(recovery.model(data)).all()
+
+
+@pytest.mark.parametrize("view", [True, False])
+def test_predictions_do_not_depend_on_the_layout(view: bool) -> None:
+    model, data = Viewing(9, view).eval(), torch.randn(40, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(data).argmax(1)
+    assert torch.equal(torch.cat(list(evaluate.predictions(model, read([data[:30], data[30:]])))), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -186,14 +186,28 @@ def test_a_fork_keeps_views_and_bases_together() -> None:
     stream = Stream(traced, [Batch((data.clone(),), {})])
     read = [node for node in traced.nodes if node.target in CONSUMERS][-1]
     at = traced.nodes.index(read)
-    for node in traced.nodes[:at]:
-        list(stream.run(node))
+    list(stream.advance(traced.nodes[:at]))
     fork = stream.fork()
     for each in (fork, stream):
-        for node in traced.nodes[at:]:
-            list(each.run(node))
+        list(each.advance(traced.nodes[at:]))
         with torch.no_grad():
             assert torch.allclose(each.outputs(0)[0], model(data))
+
+
+def test_a_stream_gives_what_the_model_gives_and_holds_what_is_live() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)
+    ).eval()
+    batches = [Batch((torch.randn(n, 3, 8, 8),), {}) for n in (2, 5, 1)]
+    traced = trace(model, batches[0])
+    stream = Stream(traced, [batch.copy() for batch in batches])
+    at = next(number for number, node in enumerate(traced.nodes) if node.target in CONSUMERS) + 1
+    list(stream.advance(traced.nodes[:at]))
+    assert list(stream.values) == [traced.nodes[at - 1]]  # the images were let go of
+    list(stream.advance(traced.nodes[at:]))
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+            assert torch.equal(stream.outputs(number)[0], model(*batch.inputs))
 
 
 def test_a_budget_cannot_be_shared_out_by_an_output_that_never_changes() -> None:
@@ -245,8 +259,7 @@ def test_a_fork_has_buffers_of_its_own() -> None:
     traced = trace(Counting().eval(), Batch((torch.randn(5, 6),), {}))
     stream = Stream(traced, [Batch((torch.randn(5, 6),), {})])
     fork = stream.fork()
-    for node in traced.nodes:
-        list(fork.run(node))
+    list(fork.advance(traced.nodes))
     buffer = next(node for node in traced.fixed if node.target == "count")
     assert float(fork.fixed[buffer]) == 1 and float(stream.fixed[buffer]) == 0
 
