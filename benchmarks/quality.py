@@ -114,6 +114,7 @@ class Bench:
         assert isinstance(result.model, nn.Module)
         after = list(evaluate.predictions(result.model, self.test))
         compared = evaluate.compare(self.dense, after, self.test)
+        assert compared is not None
         blocks = result.report["blocks"]
         return key | {
             "accuracy_dense": compared.accuracy_before,

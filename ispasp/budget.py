@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ispasp import allocation, runs
 from ispasp.allocation import Layer
@@ -30,6 +30,7 @@ from ispasp.errors import SettingError
 from ispasp.latency_table import device_name
 from ispasp.narrative import percent, quantity
 from ispasp.opened import open_all
+from ispasp.progress import part
 from ispasp.records import Finished, Progress
 from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
@@ -47,8 +48,6 @@ __all__ = [
     "parse",
     "save",
 ]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class _Run:
     dense: dict[str, float | None] = field(default_factory=dict)
 
     def events(self) -> Generator[Progress | RunSaved | BudgetDone, None, None]:
-        opened = yield from _part(open_all(self.settings, allow_code=self.allow_code), 0.0, 0.05)
+        opened = yield from part(open_all(self.settings, allow_code=self.allow_code), 0.0, 0.05)
         if self.most_loss and any(batch.labels is None for batch in opened.subject.evaluation):
             points_lost({"accuracy_before": None, "accuracy_after": None})
         search = Search(opened, self.settings)
@@ -129,11 +128,11 @@ class _Run:
         watch = Stopwatch(search, self.folder, self.threads)
         if kind == "speedup":
             assert self.limit is not None
-            search.model = yield from _part(watch.table(self.runs_folder), 0.05, 0.15)
-            yield from _part(watch.reachable(self.limit), 0.15, 0.2)
+            search.model = yield from part(watch.table(self.runs_folder), 0.05, 0.15)
+            yield from part(watch.reachable(self.limit), 0.15, 0.2)
         elif self.limit:
             search.check(self.limit)
-        search.curves = yield from _part(curves_of(opened, self.settings, self.runs_folder), 0.2, 0.35)
+        search.curves = yield from part(curves_of(opened, self.settings, self.runs_folder), 0.2, 0.35)
         trials = Trials(search)
         counts, most = yield from self._chosen(search, watch, trials)
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -157,7 +156,7 @@ class _Run:
         if self.limit is None:
             assert self.most_loss is not None
             ends = search.cost(search.fewest), search.cost(search.whole)
-            found = yield from _part(trials.cheapest(self.most_loss.limit, *ends), 0.35, 0.6)
+            found = yield from part(trials.cheapest(self.most_loss.limit, *ends), 0.35, 0.6)
             if found is None:
                 raise SettingError(
                     f"The budget '{self.most_loss.words}' was not met by any model that was tried: "
@@ -165,7 +164,7 @@ class _Run:
                 )
             return found[0], search.cost(found[0])
         if self.limit.kind == "speedup":
-            return (yield from _part(watch.meet(self.limit), 0.35, 0.6))
+            return (yield from part(watch.meet(self.limit), 0.35, 0.6))
         most = self.limit.most(search.cost(search.whole))
         return search.solve(most), most
 
@@ -188,7 +187,7 @@ class _Run:
         speedup = None
         if self.limit and self.limit.kind == "speedup":
             predicted["speedup"] = search.cost(search.whole) / search.cost(counts)
-            speedup = yield from _part(watch.speedup(counts), low, low)
+            speedup = yield from part(watch.speedup(counts), low, low)
         by_block = search.keeps(counts) if role == "budget" else {}
         asked = dataclasses.replace(self.settings, keep=keep, keep_by_block=by_block)
         steps = runs.execute(
@@ -219,7 +218,7 @@ class _Run:
         if lost <= self.most_loss.limit:
             return ""
         whole = search.cost(search.whole)
-        found = yield from _part(trials.cheapest(self.most_loss.limit, most, whole), 0.75, 0.85)
+        found = yield from part(trials.cheapest(self.most_loss.limit, most, whole), 0.75, 0.85)
         said = f"The two budgets contradict each other: {self.limit.words} loses {points(lost)} of accuracy"
         if found is None:
             return f"{said}, and no model that was tried loses at most {points(self.most_loss.limit)}."
@@ -328,16 +327,3 @@ def _loss_sentence(lost: float, limit: Budget, chosen_by_it: bool) -> str:
     if chosen_by_it:
         return f"{said} The evaluation examples chose this budget, so others may lose a little more."
     return said
-
-
-def _part(steps: Generator[Progress, None, T], low: float, high: float) -> Generator[Progress, None, T]:
-    """Drive a part whose progress goes from ``low`` to ``high`` of the whole."""
-    try:
-        while True:
-            step = next(steps)
-            yield Progress(low + (high - low) * step.done, step.doing)
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
-    finally:
-        steps.close()

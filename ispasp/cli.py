@@ -1,4 +1,5 @@
-"""The command line: ``python -m ispasp prune|sweep|sensitivity|resume|notebook|blocks|models``.
+"""The command line: ``python -m ispasp prune|sweep|sensitivity|resume|export|bench|profile|report|
+notebook|blocks|models``.
 
 What a script reads goes to standard output; progress and errors go to standard error. The exit
 status is 0, or 2 when what was given cannot be used, or 130 when interrupted.
@@ -11,8 +12,12 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from ispasp import commands, datasets, models, selectors, zoo
+from ispasp.deployment import commands as deployment
+from ispasp.deployment import providers
+from ispasp.deployment.precisions import PRECISIONS
 from ispasp.errors import ISpaSPError
 from ispasp.run_settings import KINDS, RunSettings
 from ispasp.settings import ALLOCATIONS, HIDDEN_SUMS, RECONSTRUCTIONS
@@ -39,9 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ispasp", description="Structured pruning with i-SpaSP.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, help: str) -> argparse.ArgumentParser:
+    def add(name: str, help: str, does: ModuleType = commands) -> argparse.ArgumentParser:
         command = subparsers.add_parser(name, help=help)
-        command.set_defaults(command=getattr(commands, name))
+        command.set_defaults(command=getattr(does, name))
         command.add_argument("--json", action="store_true", help="print one JSON object")
         return command
 
@@ -73,6 +78,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     resume = add("resume", "go on with a run or a sweep that was cut off")
     resume.add_argument("id", nargs="?", help="its name; without one, all that were cut off are listed")
+    export = add("export", "write a saved run as ONNX files, compare them with torch, time them", deployment)
+    _add_run(export)
+    _add_precision(export)
+    export.add_argument("--opset", metavar="N", help="version of the ONNX operator set (the exporter's own)")
+    export.add_argument("--seconds", default="4", help="of timed calls (%(default)s)")
+    bench = add("bench", "time a saved run's ONNX files, dense against pruned in turns", deployment)
+    _add_run(bench)
+    bench.add_argument("--batch", default="1", help="examples per call, separated by commas (%(default)s)")
+    bench.add_argument("--threads", default="1", help="threads, separated by commas (%(default)s)")
+    _add_precision(bench)
+    bench.add_argument(
+        "--provider",
+        default="cpu",
+        help=f"what onnxruntime runs on, separated by commas: {', '.join(providers.PROVIDERS)} (%(default)s)",
+    )
+    bench.add_argument("--eager", action="store_true", help="time both models in torch as well")
+    bench.add_argument("--compile", action="store_true", help="time both models under torch.compile as well")
+    bench.add_argument("--seconds", default="4", help="of timed calls per combination (%(default)s)")
+    profile = add("profile", "say where the time of a saved run's ONNX files goes, by operator", deployment)
+    _add_run(profile)
+    profile.add_argument("--batch", default="1", help="examples per call (%(default)s)")
+    profile.add_argument("--threads", default="1", help="threads (%(default)s)")
+    profile.add_argument("--precision", default="fp32", help=f"{', '.join(PRECISIONS)} (%(default)s)")
+    profile.add_argument("--seconds", default="4", help="of timed calls (%(default)s)")
+    report = add("report", "write all that is known about a saved run as one HTML file", deployment)
+    _add_run(report)
+    report.add_argument("--out", type=Path, metavar="FILE", help="the report (RUN.html)")
     notebook = add("notebook", "write a saved run as a notebook that repeats it")
     notebook.add_argument("run", type=Path, help="the run's folder")
     notebook.add_argument("--out", type=Path, metavar="FILE", help="the notebook (RUN.ipynb)")
@@ -159,6 +191,18 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             f"--{name}", default=str(defaults[name.replace("-", "_")]), help=f"{what} (%(default)s)"
         )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="the run's folder, or its name in the runs folder")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        help=f"of the files, separated by commas: {', '.join(PRECISIONS)} (%(default)s)",
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

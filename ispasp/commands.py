@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ispasp import (
     budget,
@@ -24,25 +24,17 @@ from ispasp import (
     zoo,
 )
 from ispasp.budget import BudgetDone
-from ispasp.display import watched
+from ispasp.deployment import exporting
+from ispasp.deployment.exporting import ExportDone
 from ispasp.errors import RunError, SettingError
 from ispasp.narrative import distil_sentence, model_stages, percent, remarks
-from ispasp.records import Finished, Progress
+from ispasp.records import Finished
 from ispasp.run_settings import RunSettings
-from ispasp.runs import ExportDone, RunSaved
+from ispasp.runs import RunSaved
 from ispasp.sensitivity_run import SensitivityDone
 from ispasp.settings import check_keep
 from ispasp.sweeps import RunRefused, SweepSettings
-
-T = TypeVar("T")
-
-
-def _number(name: str, text: str, kind: type[int] | type[float]) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        words = "a whole number" if kind is int else "a number"
-        raise SettingError(f"{name} is {text!r}; give {words}.") from None
+from ispasp.terminal import table, value_of, watch
 
 
 def _run_settings(options: argparse.Namespace) -> RunSettings:
@@ -51,22 +43,22 @@ def _run_settings(options: argparse.Namespace) -> RunSettings:
         name, equals, keep = given.partition("=")
         if not equals:
             raise SettingError(f"--keep-block is {given!r}; give BLOCK=KEEP, such as layer1.0.conv1=0.3.")
-        by_block[name] = check_keep(_number(f"keep of block {name}", keep, float), f"keep of block {name}")
+        by_block[name] = check_keep(value_of(f"keep of block {name}", keep, float), f"keep of block {name}")
     return RunSettings(
         model=options.model,
-        keep=_number("keep", options.keep, float),
+        keep=value_of("keep", options.keep, float),
         keep_by_block=by_block,
         selector=options.selector,
         reconstruct=options.reconstruct,
-        multiple=_number("multiple", options.multiple, int),
-        candidate_factor=_number("candidate_factor", options.candidate_factor, float),
-        iterations=_number("iterations", options.iterations, int),
-        samples=_number("samples", options.samples, int),
-        evaluation=_number("evaluation", options.evaluation, int),
-        seed=_number("seed", options.seed, int),
+        multiple=value_of("multiple", options.multiple, int),
+        candidate_factor=value_of("candidate_factor", options.candidate_factor, float),
+        iterations=value_of("iterations", options.iterations, int),
+        samples=value_of("samples", options.samples, int),
+        evaluation=value_of("evaluation", options.evaluation, int),
+        seed=value_of("seed", options.seed, int),
         device=options.device,
         recalibrate=options.recalibrate,
-        distil=_number("distil", options.distil, int),
+        distil=value_of("distil", options.distil, int),
         allocation=options.allocation,
         hidden_sum=options.hidden_sum,
         weights=options.weights,
@@ -80,7 +72,7 @@ def prune(options: argparse.Namespace) -> None:
     settings = _run_settings(options)
     if options.budget:
         return _budget(options, settings)
-    *_, finished, saved = _watch(runs.execute(settings, store.default_folder(), options.out, allow_code=True))
+    *_, finished, saved = watch(runs.execute(settings, store.default_folder(), options.out, allow_code=True))
     assert isinstance(finished, Finished) and isinstance(saved, RunSaved)
     report, path = finished.result.report, saved.path
     summary: dict[str, Any] = {
@@ -110,7 +102,7 @@ def prune(options: argparse.Namespace) -> None:
     for warning in remarks(report, settings.keep, settings.keep_by_block, settings.allocation):
         print(f"ispasp: {warning}", file=sys.stderr)
     if options.onnx:
-        exported = _watch(runs.export_run(path, allow_code=True))[-1]
+        exported = watch(exporting.export_run(path, allow_code=True))[-1]
         assert isinstance(exported, ExportDone)
         summary["onnx"] = exported.report["onnx"] | {"path": str(path / exported.report["onnx"]["path"])}
         summary["latency"] = exported.report["latency"]
@@ -118,11 +110,6 @@ def prune(options: argparse.Namespace) -> None:
         print(json.dumps(summary))
     else:
         _print_summary(summary)
-
-
-def _watch(events: Iterable[T]) -> list[T]:
-    """Follow work with a progress bar on standard error; all events but the progress."""
-    return [event for event in watched(events) if not isinstance(event, Progress)]
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -134,9 +121,9 @@ def sweep(options: argparse.Namespace) -> None:
     if not (keeps and selectors and reconstructs):
         raise SettingError("keep, selector and reconstruct need a value each, several separated by commas.")
     options.keep, options.selector, options.reconstruct = keeps[0], selectors[0], reconstructs[0]
-    fractions = tuple(_number("keep", keep, float) for keep in keeps)
+    fractions = tuple(value_of("keep", keep, float) for keep in keeps)
     settings = SweepSettings(_run_settings(options), fractions, tuple(selectors), tuple(reconstructs))
-    _report_saved(_watch(sweeps.execute(settings, store.default_folder(), allow_code=True)), options.json)
+    _report_saved(watch(sweeps.execute(settings, store.default_folder(), allow_code=True)), options.json)
 
 
 def resume(options: argparse.Namespace) -> None:
@@ -152,9 +139,9 @@ def resume(options: argparse.Namespace) -> None:
             print(f"ispasp: nothing was cut off in {folder}.", file=sys.stderr)
         return
     if found := next((one for one in begun if one.id == options.id), None):
-        seen: list[Any] = _watch(sweeps.execute(found.settings, folder, id=found.id, allow_code=True))
+        seen: list[Any] = watch(sweeps.execute(found.settings, folder, id=found.id, allow_code=True))
     elif (folder / unfinished.FOLDER / Path(options.id).name).is_dir():
-        seen = _watch(runs.resume(folder, options.id, allow_code=True))
+        seen = watch(runs.resume(folder, options.id, allow_code=True))
     else:
         raise RunError(
             f"Nothing called {options.id} was cut off in {folder}; without a name, resume lists what was."
@@ -189,9 +176,7 @@ def _report_saved(events: Iterable[Any], as_json: bool) -> None:
         )
         for row in rows
     ]  # fmt: skip
-    widths = [max(len(cell) for cell in column) for column in zip(head, *lines, strict=True)]
-    for line in (head, *lines):
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(table(head, lines))
 
 
 def _share(value: float | None) -> str:
@@ -200,9 +185,7 @@ def _share(value: float | None) -> str:
 
 def sensitivity(options: argparse.Namespace) -> None:
     """What pruning each block alone does to the output."""
-    *_, done = _watch(
-        sensitivity_run.execute(_run_settings(options), store.default_folder(), allow_code=True)
-    )
+    *_, done = watch(sensitivity_run.execute(_run_settings(options), store.default_folder(), allow_code=True))
     assert isinstance(done, SensitivityDone)
     if options.json:
         fields = ("kept", "divergence", "residual", "agreement")
@@ -222,7 +205,7 @@ def _budget(options: argparse.Namespace, settings: RunSettings) -> None:
             "--budget saves two runs into the runs folder and exports none; leave --out and --onnx out."
         )
     budgets = [budget.parse(text) for text in options.budget]
-    *_, done = _watch(budget.execute(settings, budgets, store.default_folder(), allow_code=True))
+    *_, done = watch(budget.execute(settings, budgets, store.default_folder(), allow_code=True))
     assert isinstance(done, BudgetDone)
     if options.json:
         print(json.dumps(dataclasses.asdict(done.report)))

@@ -91,23 +91,25 @@ def run_html(run: RunRecord) -> str:
     told += [
         f"{name} {escape(str(settings[name]))}" for name in ("selector", "reconstruct") if name in settings
     ]
-    lines = [
-        *narrative.remarks(
-            report,
-            keep if isinstance(keep, (int, float)) else 1.0,
-            keep if isinstance(keep, Mapping) else settings.get("keep_by_block"),
-            str(settings.get("allocation", "uniform")),
-        ),
-        *map(str, settings.get("notes", ())),
-    ]
-    if said := narrative.distil_sentence(report):
-        lines.insert(0, said)
     return _parts(
         f"<div>{', '.join(told)}</div>",
         _table(columns, [[escape(row.get(name, "–")) for name in columns] for row in rows]),
         blocks_pruned_html(run.blocks_pruned),
-        *(f"<div>{escape(line)}</div>" for line in lines),
+        *(f"<div>{escape(line)}</div>" for line in remark_lines(run)),
     )
+
+
+def remark_lines(run: RunRecord) -> list[str]:
+    """What a person should know about the outcome: the distillation, ``narrative.remarks``, and the run's notes."""
+    settings, report, keep = run.settings, run.report, run.settings.get("keep")
+    told = narrative.remarks(
+        report,
+        keep if isinstance(keep, (int, float)) else 1.0,
+        keep if isinstance(keep, Mapping) else settings.get("keep_by_block"),
+        str(settings.get("allocation", "uniform")),
+    )
+    distilled = narrative.distil_sentence(report)
+    return [*([distilled] if distilled else []), *told, *map(str, settings.get("notes", ()))]
 
 
 def blocks_pruned_html(blocks: Sequence[BlockPruned]) -> str:

@@ -87,7 +87,8 @@ def try_forward(model: nn.Module, batch: Batch, what: str) -> None:
 
 
 def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
-    """Top-1 class (N,) of each batch, on the CPU; of every token (P,) that is no padding where each has one.
+    """Top-1 class (N,) of each batch, on the CPU; of every token (P,) that is no padding where each has one; (0,) where
+    the output has no classes.
 
     The model should be in eval mode.
     """
@@ -96,7 +97,7 @@ def predictions(model: nn.Module, batches: Sequence[Batch]) -> Iterator[Tensor]:
         output, mask = first_tensor(forward(model, batch, layout)).cpu(), batch.mask
         output = padding.counted(None if mask is None else mask.cpu(), output)
         classes = class_dimension(output)
-        yield output.argmax(-1 if classes is None else classes)
+        yield torch.empty(0, dtype=torch.int64) if classes is None else output.argmax(classes)
 
 
 def _fastest_layout(model: nn.Module, few: Batch) -> torch.memory_format:
@@ -144,9 +145,13 @@ def _share(true: Tensor) -> float:
     return true.double().mean().item()
 
 
-def compare(dense: Sequence[Tensor], pruned: Sequence[Tensor], batches: Sequence[Batch]) -> Predictions:
-    """Put together what ``predictions`` gave for the dense and the pruned model on ``batches``."""
+def compare(
+    dense: Sequence[Tensor], pruned: Sequence[Tensor], batches: Sequence[Batch]
+) -> Predictions | None:
+    """Put together what ``predictions`` gave for the dense and the pruned model; None where there are no classes."""
     before, after = (torch.cat([p.flatten() for p in parts]).int() for parts in (dense, pruned))
+    if not len(before):
+        return None
     labels = None
     if all(batch.labels is not None and batch.labels.ndim == 1 for batch in batches):
         labels = torch.cat([batch.labels.cpu() for batch in batches if batch.labels is not None]).int()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ispasp import runs
+from ispasp import opened
 from ispasp.calibration import Batch, digest, read
 from ispasp.errors import RunError
 from ispasp.models import LoadedModel
@@ -53,7 +53,7 @@ def evaluation_examples(
         ISpaSPError: the data cannot be read, are others by now, or cannot be shown.
     """
     settings = RunSettings.of(record)
-    data = runs.open_data(settings, loaded, allow_code=allow_code)
+    data = opened.open_data(settings, loaded, allow_code=allow_code)
     batches = read(data.evaluation, "evaluation")
     if not _same(record, batches, data.calibration):
         raise RunError(

@@ -1,10 +1,10 @@
-"""Time a dense and a pruned ONNX file against each other in onnxruntime, with an honest interval.
+"""Time a dense and a pruned model against each other, with an honest interval.
 
 Two things spoil such a comparison. Load from elsewhere drifts while it runs: so both models are called
-in turns, and the interval resamples blocks of consecutive pairs. And where a session's weights lie in
+in turns, and the interval resamples blocks of consecutive pairs. And where a model's weights lie in
 memory shifts its time by up to 2 % for as long as it lives (the same file measured against itself with
-one pair of sessions: its interval held 1 in 9 of 20 runs): so the sessions are opened anew for each of
-several rounds, and the interval resamples the rounds as well.
+one pair of sessions: its interval held 1 in 9 of 20 runs): so both are opened anew for each of several
+rounds, and the interval resamples the rounds as well.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
-import onnxruntime
 
 from ispasp.errors import ExportError, SettingError, listing
 from ispasp.parity import PROVIDER, open_session, reason, session_batch
@@ -30,10 +30,12 @@ _CHUNK = 2_000_000  # resampled pairs held in memory at once
 
 @dataclass(frozen=True)
 class Timing:
-    """Time of one call in milliseconds, over all pairs: the median and the 95th percentile."""
+    """Time of one call over all pairs: median and percentiles in milliseconds; throughput by the median."""
 
     median_ms: float
     p95_ms: float
+    p99_ms: float
+    examples_per_second: float
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,10 @@ class LatencyReport:
 
     Attributes:
         batch: examples per call.
-        threads: intra-op threads of onnxruntime.
-        provider: onnxruntime's execution provider.
+        threads: intra-op threads.
+        provider: what runs the models: onnxruntime's execution provider.
         pairs: number of timed pairs, one call of each model.
-        rounds: number of times that both sessions were opened anew.
+        rounds: number of times that both were opened anew.
         dense, pruned: time per call.
         ratio: median of dense over median of pruned; above 1 the pruned model is faster.
         ratio_low, ratio_high: 95 % bootstrap interval of the ratio over rounds and blocks of pairs.
@@ -77,63 +79,137 @@ class LatencyReport:
         return asdict(self) | {"verdict": self.verdict}
 
 
+@dataclass(frozen=True)
+class Call:
+    """A model that is open, with its inputs: ``run()`` makes one call for ``batch`` examples."""
+
+    run: Callable[[], object]
+    batch: int
+
+
+Opener = Callable[[], Call]
+"""Opens a model afresh: each time its weights come to lie elsewhere in memory."""
+
+
 def compare_latency(
     dense_path: str | os.PathLike[str],
     pruned_path: str | os.PathLike[str],
     inputs: object,
     *,
     threads: int = 1,
+    provider: str = PROVIDER,
     seconds: float = 4.0,
     rounds: int = 10,
     pairs_at_least: int = 30,
     warm_up: int = 2,
     seed: int = 0,
 ) -> Iterator[Progress | LatencyReport]:
-    """Time both files on the CPU, in turns, and yield Progress and at last the LatencyReport.
-
-    Each round opens both sessions, warms them up, and times pairs of calls (dense, pruned), (pruned,
-    dense), ... The first round lasts ``seconds / rounds``; the others time as many pairs. Nothing else
-    runs between two steps, so the caller may stop between any two; errors arise at the first steps.
+    """Time both ONNX files in onnxruntime; see ``compare_calls`` for how, and for what is not said here.
 
     Args:
         inputs: one batch for both models: a tensor, a tuple of tensors, or a dict of keyword tensors.
         threads: intra-op threads of each session.
+        provider: onnxruntime's name of the execution provider.
+
+    Raises:
+        SettingError: ``threads``, or what ``compare_calls`` refuses.
+        ExportError: a file is missing or damaged, does not run on ``inputs``, or not on ``provider``.
+    """
+    check_whole_number("threads", threads, 1)
+    yield from compare_calls(
+        sessions((dense_path, pruned_path), inputs, threads, provider),
+        threads=threads,
+        provider=provider,
+        seconds=seconds,
+        rounds=rounds,
+        pairs_at_least=pairs_at_least,
+        warm_up=warm_up,
+        seed=seed,
+    )
+
+
+def sessions(
+    paths: tuple[str | os.PathLike[str], str | os.PathLike[str]],
+    inputs: object,
+    threads: int,
+    provider: str = PROVIDER,
+) -> tuple[Opener, Opener]:
+    """Two ONNX files of one model as what ``compare_calls`` times; arguments and errors as ``compare_latency``."""
+    reads: dict[int, list[str]] = {}
+
+    def opened(side: int) -> Call:
+        session = open_session(paths[side], threads=threads, provider=provider)
+        batch, feed = session_batch(session, inputs)
+        reads[side] = list(feed)
+        if len(reads) == 2 and reads[0] != reads[1]:
+            raise ExportError(
+                f"{paths[0]} reads {listing(reads[0])}, {paths[1]} reads {listing(reads[1])}; "
+                "give two files of one model."
+            )
+
+        def run() -> object:
+            try:
+                return session.run(None, feed)
+            except Exception as error:
+                raise ExportError(
+                    f"{paths[side]} does not run on these inputs: {reason(error)}. Give inputs like those it was "
+                    "exported with."
+                ) from error
+
+        return Call(run, len(batch))
+
+    return partial(opened, 0), partial(opened, 1)
+
+
+def compare_calls(
+    openers: tuple[Opener, Opener],
+    *,
+    threads: int,
+    provider: str,
+    seconds: float = 4.0,
+    rounds: int = 10,
+    pairs_at_least: int = 30,
+    warm_up: int = 2,
+    seed: int = 0,
+) -> Iterator[Progress | LatencyReport]:
+    """Time two models in turns, and yield Progress and at last the LatencyReport.
+
+    Each round opens both models, warms them up, and times pairs of calls (dense, pruned), (pruned,
+    dense), ... The first round lasts ``seconds / rounds``; the others time as many pairs. Nothing else
+    runs between two steps, so the caller may stop between any two; errors arise at the first steps.
+
+    Args:
+        openers: of the dense and of the pruned model.
+        threads, provider: what they run on, for the report.
         seconds: time spent in timed calls, roughly; opening and warming up come on top of it.
         rounds: at least 2; below 8 the interval is too narrow to be trusted.
         pairs_at_least: timed even where ``seconds`` are over, and rounded up to whole rounds.
-        warm_up: calls of each new session that are not timed.
+        warm_up: calls of each newly opened model that are not timed.
         seed: of the bootstrap.
 
     Raises:
-        SettingError: ``threads``, ``seconds``, ``rounds``, ``pairs_at_least`` or ``warm_up`` is out of range.
-        ExportError: a file is missing or damaged, or does not run on ``inputs``.
+        SettingError: ``seconds``, ``rounds``, ``pairs_at_least`` or ``warm_up`` is out of range.
     """
     for name, value, least in (
-        ("threads", threads, 1),
         ("rounds", rounds, 2),
         ("pairs_at_least", pairs_at_least, 1),
         ("warm_up", warm_up, 0),
     ):
         check_whole_number(name, value, least)
-    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
-        raise SettingError(f"seconds is {seconds!r}; it must be a positive number, e.g. 4.")
+    check_seconds(seconds)
     measured: list[np.ndarray] = []
     batch = 0
     for number in range(rounds):
         doing = f"measuring latency, round {number + 1} of {rounds}"
         yield Progress(number / rounds, doing)
-        calls: dict[int, _Call] = {}
-        for side in _order(number):  # the second one opened finds another memory than the first
-            calls[side] = _Call((dense_path, pruned_path)[side], inputs, threads)
+        calls: dict[int, Callable[[], object]] = {}
+        for side in order(number):  # the second one opened finds another memory than the first
+            call = openers[side]()
+            calls[side], batch = call.run, call.batch
+            del call
             yield Progress(number / rounds, doing)
-        if calls[0].names != calls[1].names:
-            raise ExportError(
-                f"{dense_path} reads {listing(calls[0].names)}, {pruned_path} reads {listing(calls[1].names)}; "
-                "give two files of one model."
-            )
-        batch = calls[0].batch
         for side in (0, 1) * warm_up:
-            calls[side].nanoseconds()
+            calls[side]()
             yield Progress(number / rounds, doing)
         pairs = len(measured[0]) if measured else None
         least = pairs or math.ceil(pairs_at_least / rounds)
@@ -142,7 +218,7 @@ def compare_latency(
         spent = 0
         told = time.perf_counter()
         while len(times) < least or (spent < budget and len(times) < _MOST_PAIRS):
-            pair = {side: calls[side].nanoseconds() for side in _order(len(times) + number // 2)}
+            pair = {side: nanoseconds(calls[side]) for side in order(len(times) + number // 2)}
             times.append((pair[0], pair[1]))
             spent += pair[0] + pair[1]
             if time.perf_counter() - told > _REPORT_EVERY:
@@ -150,55 +226,51 @@ def compare_latency(
                 yield Progress((number + within) / rounds, doing)
                 told = time.perf_counter()
         measured.append(np.array(times, dtype=np.float64))
-        calls.clear()  # free this round's memory before the next one opens its sessions
+        calls.clear()  # free this round's memory before the next one opens the models
     yield Progress(1.0, "computing the interval")
-    yield _report(np.stack(measured) / 1e6, batch, threads, seed)
+    yield _report(np.stack(measured) / 1e6, batch, threads, provider, seed)
 
 
-def _order(number: int) -> tuple[int, int]:
+def check_seconds(seconds: object) -> None:
+    """SettingError unless ``seconds`` is a positive number."""
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise SettingError(f"seconds is {seconds!r}; it must be a positive number, e.g. 4.")
+
+
+def order(number: int) -> tuple[int, int]:
+    """The sides in turn: dense first in every second pair."""
     return (0, 1) if number % 2 == 0 else (1, 0)
 
 
-class _Call:
-    """A fresh session with its inputs."""
-
-    def __init__(self, path: str | os.PathLike[str], inputs: object, threads: int) -> None:
-        self.path = path
-        self.session: onnxruntime.InferenceSession = open_session(path, threads=threads)
-        batch, self.feed = session_batch(self.session, inputs)
-        self.batch = len(batch)
-        self.names = list(self.feed)
-
-    def nanoseconds(self) -> int:
-        begin = time.perf_counter_ns()
-        try:
-            self.session.run(None, self.feed)
-        except Exception as error:
-            raise ExportError(
-                f"{self.path} does not run on these inputs: {reason(error)}. Give inputs like those it was "
-                "exported with."
-            ) from error
-        return time.perf_counter_ns() - begin
+def nanoseconds(call: Callable[[], object]) -> int:
+    """Wall time of one call."""
+    begin = time.perf_counter_ns()
+    call()
+    return time.perf_counter_ns() - begin
 
 
-def _report(times: np.ndarray, batch: int, threads: int, seed: int) -> LatencyReport:
+def _report(times: np.ndarray, batch: int, threads: int, provider: str, seed: int) -> LatencyReport:
     """The figures of times (rounds, pairs, 2) in milliseconds."""
     flat = times.reshape(-1, 2)
-    medians = np.median(flat, axis=0)
-    tails = np.percentile(flat, 95, axis=0)
+    dense, pruned = (_timing(column, batch) for column in flat.T)
     low, high = ratio_interval(times, seed)
     return LatencyReport(
         batch=batch,
         threads=threads,
-        provider=PROVIDER,
+        provider=provider,
         pairs=len(flat),
         rounds=len(times),
-        dense=Timing(float(medians[0]), float(tails[0])),
-        pruned=Timing(float(medians[1]), float(tails[1])),
-        ratio=float(medians[0] / medians[1]),
+        dense=dense,
+        pruned=pruned,
+        ratio=dense.median_ms / pruned.median_ms,
         ratio_low=low,
         ratio_high=high,
     )
+
+
+def _timing(milliseconds: np.ndarray, batch: int) -> Timing:
+    median, p95, p99 = (float(value) for value in np.percentile(milliseconds, (50, 95, 99)))
+    return Timing(median, p95, p99, batch / median * 1e3)
 
 
 def ratio_interval(times: np.ndarray, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:

@@ -36,6 +36,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def significant(value: float) -> str:
+    """Three significant digits, whole from 100 up: ``"0.643"``, ``"10"``, ``"1,222"``."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
 def duration(seconds: float) -> str:
     """``"0.4 s"``, ``"12 s"``, ``"3 min 05 s"``."""
     if seconds < 9.95:
@@ -232,7 +237,7 @@ def result_rows(
 
     Args:
         report: of a finished run.
-        export: of its export (``runs.export_report``); without one, latency and file size are not known.
+        export: of its export (``store.export_report``); without one, latency and file size are not known.
         example: what one example is called.
     """
     rows = [{"Model": name} for name in model_stages(report)]

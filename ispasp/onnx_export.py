@@ -16,14 +16,18 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from ispasp import quiet
 from ispasp.calibration import Batch
 from ispasp.errors import ExportError, SettingError, listing
 from ispasp.graph import exclusive
 from ispasp.parity import Parity, check_parity, check_tolerance, compare, cpu_copy, leaves, plain, reason
 
-__all__ = ["Inputs", "OnnxReport", "Parity", "check_parity", "export_onnx"]
+__all__ = ["OPSETS", "Inputs", "OnnxReport", "Parity", "check_opset", "check_parity", "export_onnx"]
 
 Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
+
+OPSETS = range(18, 24)
+"""What can be asked for: the exporter writes 18, and fails to convert it to less; onnxruntime 1.23 reads up to 23."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class OnnxReport:
         opset: version of the standard ONNX operator set that it needs.
         seconds: wall time of export, check and parity together.
         max_abs_diff, max_rel_diff, top1_agreement, examples: as in `Parity`.
+        note: a sentence about what was asked for and could not be had; else empty.
     """
 
     path: str
@@ -46,6 +51,7 @@ class OnnxReport:
     max_rel_diff: float
     top1_agreement: float | None
     examples: int
+    note: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """All fields, ready for JSON."""
@@ -59,6 +65,9 @@ def export_onnx(
     *,
     batches: Iterable[object] | None = None,
     tolerance: float = 1e-4,
+    opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    dynamic_length: bool = False,
 ) -> OnnxReport:
     """Write ``model`` in evaluation mode and float32 as ONNX with a dynamic batch axis, and check it.
 
@@ -76,44 +85,78 @@ def export_onnx(
         batches: inputs for the parity, as in `check_parity`. Default: the example inputs, and the same
             with the first example once more at the end, which is another batch size.
         tolerance: largest ``max_rel_diff`` accepted.
+        opset: version of the standard operator set to write, one of ``OPSETS``; None for the exporter's own choice.
+        metadata: written into the file, by name.
+        dynamic_length: whether token inputs, integers (N, length) of one length, may have any length in the
+            file. Where that cannot be had, the length is fixed and the report's ``note`` says so.
 
     Raises:
-        SettingError: ``path`` does not end in ``.onnx``, or ``tolerance`` is not a positive number.
+        SettingError: ``path`` does not end in ``.onnx``, ``tolerance`` is not a positive number, or ``opset`` is
+            none that can be written.
         CalibrationError: ``batches`` is empty.
         ExportError: the folder is missing or not writable, the model cannot be exported, or the file does
             not load or does not agree with torch.
     """
     begin = time.perf_counter()
     check_tolerance(tolerance)
+    check_opset(opset)
     if not isinstance(path, str | os.PathLike) or Path(path).suffix.lower() != ".onnx":
         raise SettingError(f"path is {str(path)!r}; the file name must end in .onnx, e.g. model.onnx.")
     target = Path(path)
     ready = cpu_copy(model)
     example = _example(ready, example_inputs)
     names, outputs = _names(ready, example)
-    with _reserved(target) as part:
-        proto = _proto(ready, example, names, outputs)
+    length = _length(example) if dynamic_length else 0
+    note = ""
+    with reserved(target) as part:
         try:
-            part.write_bytes(proto.SerializeToString())
-        except OSError as error:
-            raise ExportError(
-                f"{target} cannot be written: {reason(error)}. Choose another folder."
-            ) from error
-        try:
-            onnx.checker.check_model(str(part), full_check=True)
-        except Exception as error:
-            raise ExportError(
-                f"The exported file is not valid ONNX: {reason(error)}. Report the model."
-            ) from error
+            proto = _proto(ready, example, names, outputs, length, opset)
+            _write(proto, metadata or {}, part, target)
+            if length:
+                compare(ready, part, [_shorter(example, length // 2)], tolerance)
+        except ExportError as error:
+            if not length:
+                raise
+            note = f"The file reads texts of {length} tokens only; another length cannot be exported: {error}"
+            proto = _proto(ready, example, names, outputs, 0, opset)
+            _write(proto, metadata or {}, part, target)
         parity = compare(ready, part, [example, _longer(example)] if batches is None else batches, tolerance)
         size = part.stat().st_size
     return OnnxReport(
         path=str(target),
         bytes=size,
-        opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=opset_of(proto),
         seconds=time.perf_counter() - begin,
+        note=note,
         **asdict(parity),
     )
+
+
+def check_opset(opset: int | None) -> None:
+    """SettingError unless ``opset`` is None or one of ``OPSETS``."""
+    if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS):
+        raise SettingError(
+            f"opset is {opset!r}; give a whole number from {OPSETS[0]} to {OPSETS[-1]}, or none at all."
+        )
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of the standard operator set that a model needs."""
+    return next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def _write(proto: onnx.ModelProto, metadata: Mapping[str, str], part: Path, target: Path) -> None:
+    onnx.helper.set_model_props(proto, dict(metadata))
+    try:
+        part.write_bytes(proto.SerializeToString())
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {reason(error)}. Choose another folder.") from error
+    try:
+        onnx.checker.check_model(str(part), full_check=True)
+    except Exception as error:
+        raise ExportError(
+            f"The exported file is not valid ONNX: {reason(error)}. Report the model."
+        ) from error
 
 
 def _example(model: nn.Module, given: Inputs) -> Batch:
@@ -150,6 +193,28 @@ def _longer(batch: Batch) -> Batch:
     )
 
 
+def _is_tokens(value: Tensor) -> bool:
+    """Whether an input has a number for each token of a text."""
+    return value.ndim == 2 and not value.is_floating_point()
+
+
+def _length(example: Batch) -> int:
+    """How many tokens the texts have; 0 where there are none, or so few that tracing takes their number for fixed."""
+    lengths = {value.shape[1] for value in example.tensors if _is_tokens(value)}
+    return length if len(lengths) == 1 and (length := lengths.pop()) > 1 else 0
+
+
+def _shorter(batch: Batch, length: int) -> Batch:
+    """The batch with the first ``length`` tokens of every text."""
+
+    def shorter(value: Tensor) -> Tensor:
+        return value[:, :length] if _is_tokens(value) else value
+
+    return Batch(
+        tuple(map(shorter, batch.inputs)), {name: shorter(value) for name, value in batch.keywords.items()}
+    )
+
+
 def _names(model: nn.Module, example: Batch) -> tuple[list[str], list[str]]:
     """Names of inputs and outputs. Runs the model, so that a wrong example fails before the slow export."""
     try:
@@ -173,7 +238,7 @@ def _names(model: nn.Module, example: Batch) -> tuple[list[str], list[str]]:
 
 
 @contextlib.contextmanager
-def _reserved(target: Path) -> Iterator[Path]:
+def reserved(target: Path) -> Iterator[Path]:
     """A temporary file next to ``target`` that takes its place on success and is gone on failure.
 
     It is created before the slow export: the one sure test that the folder can be written.
@@ -194,19 +259,27 @@ def _reserved(target: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _proto(model: nn.Module, example: Batch, names: list[str], outputs: list[str]) -> onnx.ModelProto:
+def _proto(
+    model: nn.Module, example: Batch, names: list[str], outputs: list[str], length: int, opset: int | None
+) -> onnx.ModelProto:
     if len(example) == 1:
         example = _longer(example)  # attention traced with one example is fixed to one
-    axes = {0: "batch"}
+
+    def axes(value: Tensor) -> dict[int, str]:
+        return {0: "batch", 1: "length"} if length and _is_tokens(value) else {0: "batch"}
+
+    quiet_output = contextlib.redirect_stdout(io.StringIO())
     try:
-        with exclusive(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with exclusive(), quiet.libraries(), quiet_output, torch.no_grad():
             program = torch.onnx.export(
                 model,
                 example.inputs,
                 kwargs=example.keywords,
                 input_names=names,
                 output_names=outputs or None,
-                dynamic_shapes=dict.fromkeys(example.keywords, axes) or tuple(axes for _ in example.inputs),
+                dynamic_shapes={name: axes(value) for name, value in example.keywords.items()}
+                or tuple(map(axes, example.inputs)),
+                opset_version=opset,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -218,6 +291,10 @@ def _proto(model: nn.Module, example: Batch, names: list[str], outputs: list[str
             f"The model cannot be exported to ONNX: {reason(error)}. Rewrite that part of forward with tensor "
             "operations that depend neither on the values nor on one batch size."
         ) from error
+    if opset not in (None, opset_of(proto)):
+        raise ExportError(
+            f"The model cannot be written in opset {opset}, only in {opset_of(proto)}. Ask for that one, or none."
+        )
     graph = proto.graph
     for part in (
         proto,

@@ -14,8 +14,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from ispasp import padding
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError, ExportError, SettingError, listing
+from ispasp.evaluate import first_tensor, forward
 
 PROVIDER = "CPUExecutionProvider"
 _PROTOBUF_LIMIT = 2**31 - 2**24  # bytes: an ONNX file ends at 2 GiB; some room for the graph itself
@@ -23,13 +25,13 @@ _PROTOBUF_LIMIT = 2**31 - 2**24  # bytes: an ONNX file ends at 2 GiB; some room 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far onnxruntime's output is from torch's, both in float32 on the CPU.
+    """How far onnxruntime's output is from torch's, both in float32 on the CPU. Padding is not compared.
 
     Attributes:
         max_abs_diff: largest absolute difference over all outputs and examples.
         max_rel_diff: for each output its largest absolute difference over the largest absolute value
             that torch gives for it, both over all examples; then the largest over the outputs.
-        top1_agreement: fraction of examples, in [0, 1], with the same largest class in the first output;
+        top1_agreement: fraction of the rows of the first output, in [0, 1], with the same largest class;
             None where that output is not (N, classes) with two classes or more.
         examples: number of examples compared.
     """
@@ -99,9 +101,13 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def open_session(
-    path: str | os.PathLike[str], *, threads: int = 1, deterministic: bool = False
+    path: str | os.PathLike[str], *, threads: int = 1, deterministic: bool = False, provider: str = PROVIDER
 ) -> onnxruntime.InferenceSession:
-    """Load an ONNX file for the CPU with ``threads`` intra-op threads; ExportError if missing or damaged."""
+    """Load an ONNX file for ``provider`` with ``threads`` intra-op threads, never for another one in its place.
+
+    Raises:
+        ExportError: the file is missing or damaged, or the provider does not load.
+    """
     if not Path(path).is_file():
         raise ExportError(f"There is no ONNX file at {path}. Export the model first.")
     options = onnxruntime.SessionOptions()
@@ -112,11 +118,19 @@ def open_session(
     # Idle threads of one session would otherwise keep spinning and slow the next session down.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider], enable_fallback=0)
     except Exception as error:
+        elsewhere = "" if provider == PROVIDER else f" for {provider}"
         raise ExportError(
-            f"{path} is not an ONNX file that onnxruntime can load: {reason(error)}. Export the model again."
+            f"{path} is not an ONNX file that onnxruntime can load{elsewhere}: {reason(error)}. "
+            f"{'Export the model again' if provider == PROVIDER else 'Choose another provider'}."
         ) from error
+    if session.get_providers()[0] != provider:
+        raise ExportError(
+            f"onnxruntime has {provider}, but it does not load, and the CPU would run in its place; "
+            "install its driver and libraries, or choose another provider."
+        )
+    return session
 
 
 def session_batch(session: onnxruntime.InferenceSession, given: object) -> tuple[Batch, dict[str, object]]:
@@ -152,48 +166,167 @@ def leaves(value: object) -> list[Tensor]:
     return [leaf for item in inner for leaf in leaves(item)]
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What torch and onnxruntime give for one batch, in float64 on the CPU, positions of padding left out.
+
+    Attributes:
+        batch: what both were given.
+        expected, found: torch's and onnxruntime's outputs, of equal shapes.
+        examples: for each output the example within the batch, (rows,) int64, that each of its rows belongs to.
+        answer: which of the outputs holds the logits.
+    """
+
+    batch: Batch
+    expected: list[Tensor]
+    found: list[Tensor]
+    examples: list[Tensor]
+    answer: int
+
+
+class ShapeError(ExportError):
+    """The two engines give outputs of different shapes."""
+
+
+def run_both(model: nn.Module, session: onnxruntime.InferenceSession, given: object) -> Outputs:
+    """One batch through a model that is ready (``cpu_copy``) and through its file.
+
+    Raises:
+        ExportError: the batch does not fit the file, or does not run; `ShapeError` where it does and the
+            outputs cannot be compared.
+    """
+    batch, feed = session_batch(session, given)
+    try:
+        found = [torch.from_numpy(value).double() for value in session.run(None, feed)]
+        output = forward(model, batch)
+        tensors = leaves(output)
+        logits = first_tensor(output)
+    except Exception as error:
+        raise ExportError(
+            f"A batch of {len(batch)} does not run: {reason(error)}. Give batches like the example inputs."
+        ) from error
+    expected = [value.double() for value in tensors]
+    shapes, wanted = [tuple(v.shape) for v in found], [tuple(v.shape) for v in expected]
+    if shapes != wanted:
+        raise ShapeError(
+            f"onnxruntime gives outputs of shape {shapes}, torch {wanted}; do not use this file."
+        )
+    return Outputs(
+        batch,
+        [padding.counted(batch.mask, torch.atleast_1d(value)) for value in expected],
+        [padding.counted(batch.mask, torch.atleast_1d(value)) for value in found],
+        [_examples(batch, torch.atleast_1d(value)) for value in expected],
+        next((index for index, tensor in enumerate(tensors) if tensor is logits), 0),
+    )
+
+
+def _examples(batch: Batch, value: Tensor) -> Tensor:
+    """(rows,) the example that each row of ``padding.counted`` belongs to; ``value`` is (N, ...) or (N * T, ...)."""
+    index = padding.rows(batch.mask, value)
+    first = torch.arange(len(value)) if index is None else index.nonzero()[:, 0]
+    return first * len(batch) // max(len(value), 1)
+
+
+class Differences:
+    """How far the outputs of two engines are apart, batch by batch; keeps figures, no outputs.
+
+    Attributes:
+        examples: number of examples so far.
+        worst: position of the example with the largest absolute difference; of the first one with a value that
+            is not finite, where there is one.
+        broken: number of examples with NaN or infinity.
+        engine: which of the two gave the first of these; empty where there is none.
+    """
+
+    def __init__(self) -> None:
+        self.examples = self.worst = self.broken = 0
+        self.engine = ""
+        self._largest = -1.0
+        self._scores: list[tuple[float, float]] = []  # per output: largest difference, largest value
+        self._sum, self._values = 0.0, 0
+
+    def add(self, outputs: Outputs) -> None:
+        """Count one more batch."""
+        now, broken = [], set()
+        for expected, found, example in zip(outputs.expected, outputs.found, outputs.examples, strict=True):
+            difference = (found - expected).abs()
+            if not difference.numel():
+                now.append((0.0, 0.0))
+                continue
+            now.append((float(difference.max()), float(expected.abs().max())))
+            self._sum += float(difference.sum())
+            self._values += difference.numel()
+            by_row = difference.reshape(len(difference), -1).amax(1)
+            if not bool(by_row.isfinite().all()):
+                broken |= set(example[~by_row.isfinite()].tolist())
+                self.engine = self.engine or ("onnxruntime" if bool(expected.isfinite().all()) else "torch")
+            elif not self.broken and float(by_row.max()) > self._largest:
+                self._largest = float(by_row.max())
+                self.worst = self.examples + int(example[by_row.argmax()])
+        if broken and not self.broken:
+            self.worst = self.examples + min(broken)
+        self._scores = [
+            (max(a, c), max(b, d)) for (a, b), (c, d) in zip(self._scores or now, now, strict=True)
+        ]
+        self.broken += len(broken)
+        self.examples += len(outputs.batch)
+
+    def check(self) -> None:
+        """CalibrationError where nothing was compared."""
+        if not self._values:
+            raise CalibrationError(
+                "The batches for the parity hold no example; give at least one batch of one example."
+            )
+
+    @property
+    def absolute(self) -> float:
+        """Largest absolute difference; finite where nothing is broken, as all figures."""
+        return max(difference for difference, _ in self._scores)
+
+    @property
+    def largest(self) -> float:
+        """Largest absolute value that torch gives; 0 where equality shows little, as of a head that is all 0."""
+        return max(largest for _, largest in self._scores)
+
+    @property
+    def relative(self) -> float:
+        """Largest over the outputs of the largest difference over the largest absolute value that torch gives."""
+        return _relative(self._scores)
+
+    def relative_beside(self, answer: int) -> float:
+        """The same over all outputs but the one at ``answer``; 0 where there is no other."""
+        return _relative([score for index, score in enumerate(self._scores) if index != answer])
+
+    @property
+    def mean(self) -> float:
+        """Mean absolute difference over all values of all outputs."""
+        return self._sum / self._values
+
+
+def _relative(scores: Iterable[tuple[float, float]]) -> float:
+    return max((d / largest if largest else math.inf if d else 0.0 for d, largest in scores), default=0.0)
+
+
 def compare(model: nn.Module, path: Path, batches: Iterable[object], tolerance: float) -> Parity:
     """`check_parity` on a model that is ready: on the CPU, in float32 and evaluation mode."""
     session = open_session(path, deterministic=True)
-    scores: list[tuple[float, float]] = []  # per output: largest difference, largest value
-    examples = agreed = 0
+    differences = Differences()
+    agreed = answers = 0
     classes = True
     for given in batches:
-        batch, feed = session_batch(session, given)
-        try:
-            found = [torch.from_numpy(value).double() for value in session.run(None, feed)]
-            with torch.no_grad():
-                expected = [value.double() for value in leaves(model(*batch.inputs, **batch.keywords))]
-        except Exception as error:
+        outputs = run_both(model, session, given)
+        differences.add(outputs)
+        if differences.broken:
             raise ExportError(
-                f"A batch of {len(batch)} does not run: {reason(error)}. Give batches like the example inputs."
-            ) from error
-        shapes, wanted = [tuple(v.shape) for v in found], [tuple(v.shape) for v in expected]
-        if shapes != wanted:
-            raise ExportError(
-                f"onnxruntime gives outputs of shape {shapes}, torch {wanted}. Do not use this file."
+                f"The output of {differences.engine} has NaN or infinity. Check the inputs and the weights."
             )
-        for engine, outputs in (("torch", expected), ("onnxruntime", found)):
-            if not all(bool(value.isfinite().all()) for value in outputs):
-                raise ExportError(
-                    f"The output of {engine} has NaN or infinity. Check the inputs and the weights."
-                )
-        if not len(batch):
-            continue
-        now = [
-            (float((f - e).abs().max()), float(e.abs().max())) for f, e in zip(found, expected, strict=True)
-        ]
-        scores = [(max(a, c), max(b, d)) for (a, b), (c, d) in zip(scores or now, now, strict=True)]
-        examples += len(batch)
-        classes = classes and found[0].ndim == 2 and found[0].shape[1] > 1
-        agreed += int((found[0].argmax(1) == expected[0].argmax(1)).sum()) if classes else 0
-    if not examples:
-        raise CalibrationError(
-            "The batches for the parity hold no example; give at least one batch of one example."
-        )
-    absolute = max(difference for difference, _ in scores)
-    relative = max(d / largest if largest else math.inf if d else 0.0 for d, largest in scores)
-    agreement = agreed / examples if classes else None
+        found, expected = outputs.found[0], outputs.expected[0]
+        classes = classes and found.ndim == 2 and found.shape[1] > 1
+        agreed += int((found.argmax(1) == expected.argmax(1)).sum()) if classes else 0
+        answers += len(found)
+    differences.check()
+    absolute, relative, examples = differences.absolute, differences.relative, differences.examples
+    agreement = agreed / answers if classes else None
     if relative > tolerance:
         classified = "" if agreement is None else f", top-1 agreement {agreement:.4f}"
         raise ExportError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import filecmp
-import json
+import itertools
 import re
 import secrets
 import shutil
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -18,11 +20,12 @@ from typing import BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from ispasp import zip_files
+from ispasp.deployment import bench, model_diff, profile
+from ispasp.deployment.precisions import PRECISIONS, SIDES, file_name
 from ispasp.errors import RunError, listing
 from ispasp.narrative import plural
-from ispasp.plain_files import is_number
 from ispasp.result import load_record
-from ispasp.store import ABOUT, EXPORT
+from ispasp.store import ABOUT, EXPORT, export_report
 from ispasp.zip_files import Limits
 
 STAGING = ".import-"
@@ -30,7 +33,17 @@ LIMITS = Limits(archive=2 * 2**30, members=20_000, unpacked=8 * 2**30)
 MAX_RUNS = 1000
 MAX_JSON_BYTES = 64 * 2**20  # of one file: it is read whole
 _FILES = ("run.json", "trace.safetensors", "model.safetensors", ABOUT)
-_ONNX = ("dense.onnx", "model.onnx")
+_MEASURED: dict[str, Callable[[Path], object]] = {
+    bench.FILE: bench.bench_report,
+    profile.FILE: profile.profile_report,
+    model_diff.FILE: model_diff.read_diff,
+}
+"""What is found out about exported files, and how it is read; None where it is damaged."""
+_EXPORTED = (
+    "export.json",
+    *_MEASURED,
+    *(file_name(*which) for which in itertools.product(SIDES, PRECISIONS)),
+)
 _ABANDONED_SECONDS = 86_400.0
 _PIECE = 2**20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]{0,119}")
@@ -153,7 +166,7 @@ def _runs_in(
 
 
 def _is_taken(inside: str) -> bool:
-    return inside in _FILES or inside in {f"{EXPORT}/{name}" for name in ("export.json", *_ONNX)}
+    return inside in _FILES or inside in {f"{EXPORT}/{name}" for name in _EXPORTED}
 
 
 def _left_out_note(names: list[str]) -> str:
@@ -201,28 +214,22 @@ def _take(
 
 
 def _check_export(place: Path, name: str) -> list[str]:
-    """Leave an export out that is not whole: its report names the files that are offered for download."""
-    folder = place / EXPORT
-    if not folder.exists():
+    """Leave an export out that is not whole: its report names the files that are offered for download. Of a whole
+    one, leave out what was measured where that cannot be read."""
+    if not (place / EXPORT).exists():
         return []
-    try:
-        report = json.loads((folder / "export.json").read_text())
-        for key, file in zip(("dense_onnx", "onnx"), _ONNX, strict=True):
-            said = report[key]
-            numbers = [said[k] for k in ("bytes", "opset", "max_abs_diff", "max_rel_diff", "examples")]
-            agreement = said["top1_agreement"]
-            whole = said["path"] == f"{EXPORT}/{file}" and (folder / file).is_file()
-            if not whole or not all(map(is_number, [*numbers, 0 if agreement is None else agreement])):
-                raise ValueError
-        latency = report["latency"]
-        times = [latency[model][k] for model in ("dense", "pruned") for k in ("median_ms", "p95_ms")]
-        counts = [latency[k] for k in ("batch", "threads", "pairs", "ratio", "ratio_low", "ratio_high")]
-        if not all(map(is_number, times + counts)):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        shutil.rmtree(folder)
+    if export_report(place) is None:
+        shutil.rmtree(place / EXPORT)
         return [f"The ONNX files of {name} were left out, as their report is damaged: export it again."]
-    return []
+    damaged = []
+    for file, read in _MEASURED.items():
+        with contextlib.suppress(RunError):
+            if read(place) is not None:
+                continue
+        if (place / EXPORT / file).exists():
+            (place / EXPORT / file).unlink()
+            damaged.append(f"{file} of {name} was left out, as it is damaged: measure the run again.")
+    return damaged
 
 
 def _twin(source: Path, folder: Path) -> str:

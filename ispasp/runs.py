@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from ispasp import cores, unfinished
 from ispasp import device as devices
-from ispasp.calibration import Batch, read
 from ispasp.errors import ISpaSPError, RunError
-from ispasp.latency import LatencyReport, compare_latency
-from ispasp.models import build
-from ispasp.onnx_export import export_onnx
-from ispasp.opened import Opened, open_all, open_data, open_model
+from ispasp.opened import Opened, open_all
 from ispasp.paths import inside
-from ispasp.records import BlockPruned, Event, Finished, Progress, Started
-from ispasp.result import check_new_folder, load, load_record
+from ispasp.records import BlockPruned, Event, Finished, Started
+from ispasp.result import check_new_folder
 from ispasp.run_settings import RunSettings
-from ispasp.store import EXPORT
 from ispasp.unfinished import Attempt
 from ispasp.variant import Variant
 
@@ -37,13 +27,6 @@ class RunSaved:
 
     run_id: str
     path: Path
-
-
-@dataclass(frozen=True)
-class ExportDone:
-    """Dense and pruned model were exported, compared with torch, and timed; see ``export_run``."""
-
-    report: dict[str, Any]
 
 
 def new_run_id(settings: RunSettings) -> str:
@@ -132,73 +115,3 @@ def kept_on_disk(events: Iterator[Event], variant: Variant, attempt: Attempt) ->
             attempt.keep(event.index, variant.blocks_done[event.index])
             variant.written(event.index)
         yield event
-
-
-def export_run(
-    path: Path, threads: int = 1, seconds: float = 4.0, *, allow_code: bool = False
-) -> Iterator[Progress | ExportDone]:
-    """Export a saved run's dense and pruned model to ONNX, compare both with torch, and time them.
-
-    The files and ``export.json`` land in the run's ``export`` folder, all of them or none.
-
-    Args:
-        path: the run's folder.
-        threads: intra-operation threads of onnxruntime.
-        seconds: how long to measure the latency.
-        allow_code: whether a Python file that the run names may be run.
-
-    Raises:
-        RunError, ModelError, CalibrationError: the run, its dense model or its data cannot be opened.
-        ExportError: an export failed or does not agree with torch.
-    """
-    yield Progress(0.0, "reading the run")
-    settings = RunSettings.of(load_record(path))
-    loaded = open_model(settings, allow_code=allow_code)
-    data = open_data(settings, loaded, allow_code=allow_code)
-    result = load(path, build(loaded.record, allow_code=allow_code))
-    batches = read(data.evaluation, "evaluation")
-    example = _inputs(batches[0].first(2))
-    partial = path / f".{EXPORT}.{secrets.token_hex(4)}.partial"
-    try:
-        partial.mkdir()
-        report: dict[str, Any] = {}
-        for share, key, model in ((0.05, "dense_onnx", loaded.model), (0.35, "onnx", result.model)):
-            name = "dense.onnx" if key == "dense_onnx" else "model.onnx"
-            yield Progress(share, f"exporting {name} and comparing it with torch")
-            exported = export_onnx(model, example, partial / name, batches=batches)
-            report[key] = exported.as_dict() | {"path": f"{EXPORT}/{name}"}
-        one = _inputs(batches[0].first(1))
-        for step in compare_latency(
-            partial / "dense.onnx", partial / "model.onnx", one, threads=threads, seconds=seconds
-        ):
-            if isinstance(step, LatencyReport):
-                report["latency"] = step.as_dict()
-            else:
-                yield Progress(0.65 + 0.35 * step.done, step.doing)
-        (partial / "export.json").write_text(json.dumps(report, indent=1) + "\n")
-        _put_in_place(partial, path / EXPORT)
-    except OSError as error:
-        raise RunError(f"The export cannot be written to {path}: {error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    yield Progress(1.0, "finished")
-    yield ExportDone(report)
-
-
-def _inputs(batch: Batch) -> tuple[Tensor, ...] | dict[str, Tensor]:
-    """A batch's inputs as a forward call takes them."""
-    return batch.keywords or batch.inputs
-
-
-def _put_in_place(new: Path, place: Path) -> None:
-    """Move the folder ``new`` to ``place``; what is there gives way only once the new one stands."""
-    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
-    if place.exists():
-        place.rename(old)
-    try:
-        new.rename(place)
-    except OSError:
-        if old.exists():
-            old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ispasp import plain_files
+from ispasp.deployment.agreement import ParityReport
+from ispasp.deployment.precisions import Variant, file_name
 from ispasp.errors import RunError, SettingError
+from ispasp.plain_files import is_number
 from ispasp.result import RunRecord, load_record, read_json
 
 EXPORT = "export"  # the folder in a run's folder that holds its ONNX files and their figures
@@ -214,9 +217,47 @@ def open_run(path: Path) -> RunRecord:
 
 
 def export_report(path: Path) -> dict[str, Any] | None:
-    """The report of ``export_run`` for a run that was exported; None for one that was not."""
+    """The report of ``exporting.export_run`` for a run that was exported; one of an earlier version has no variants.
+
+    None for a run that was not, and where the report is damaged, foreign, or names files that are not there: what it
+    names is offered for download.
+    """
     report = plain_files.read_json(path / EXPORT / "export.json")
-    return report if isinstance(report, dict) else None
+    try:
+        report = {"variants": [], "machine": {}, "notes": []} | report
+        for key, side in (("dense_onnx", "dense"), ("onnx", "pruned")):
+            said = report[key]
+            numbers = [said[k] for k in ("bytes", "opset", "max_abs_diff", "max_rel_diff", "examples")]
+            numbers.append(0 if said["top1_agreement"] is None else said["top1_agreement"])
+            if not _is_file(path, said["path"], side, "fp32") or not all(map(is_number, numbers)):
+                return None
+        latency = report["latency"]
+        numbers = [latency[model][k] for model in ("dense", "pruned") for k in ("median_ms", "p95_ms")]
+        numbers += [latency[k] for k in ("batch", "threads", "pairs", "ratio", "ratio_low", "ratio_high")]
+        variants = [plain_files.check_fields(Variant(**said)) for said in report["variants"]]
+        whole = all(_is_whole(path, variant) for variant in variants)
+        notes, machine = report["notes"], report["machine"]
+        texts = isinstance(notes, list) and all(isinstance(note, str) for note in notes)
+        return (
+            report if whole and texts and isinstance(machine, dict) and all(map(is_number, numbers)) else None
+        )
+    except (KeyError, TypeError, ValueError, OSError, SettingError):
+        return None
+
+
+def _is_whole(path: Path, variant: Variant) -> bool:
+    """Whether a variant has its file, or says why not; and what it was found to be worth, if it was compared."""
+    if variant.parity is not None:
+        plain_files.check_fields(ParityReport(**variant.parity))
+    if variant.problem and not variant.path:
+        return variant.parity is None
+    return _is_file(path, variant.path, variant.side, variant.precision)
+
+
+def _is_file(path: Path, said: object, side: str, precision: str) -> bool:
+    """Whether a report says of one of its files where it is, and it is there."""
+    name = file_name(side, precision)
+    return said == f"{EXPORT}/{name}" and (path / EXPORT / name).is_file()
 
 
 def archive(*paths: Path) -> bytes:

@@ -374,7 +374,7 @@ def test_what_waits_to_be_resumed_is_not_offered_again_on_any_page(runs_folder: 
         ("sweep", "sweeping", "can be resumed"),
         ("budget", "measuring", "A run that is finished already stays"),
         ("sensitivity", "measuring", "within one step"),
-        ("/runs/a", "", "the run stays"),
+        ("elsewhere", "", "Nothing is saved"),
     ],
 )
 def test_every_job_can_be_stopped_and_watched_where_it_has_a_page(

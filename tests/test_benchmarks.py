@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sample_models
-from benchmarks import quality, selection_cost
+from benchmarks import parity, quality, selection_cost
 from benchmarks.quality_report import figure_of, markdown
 from ispasp import selectors
 from ispasp.algorithm import SelectorSettings
@@ -131,3 +131,16 @@ def test_selection_cost_extrapolates_and_says_so(capsys: pytest.CaptureFixture[s
     assert "| all 132 |" in table
     assert "of 28,860 |" in table and "extrapolated from" in table
     assert "chose the same neurons of 20." in table
+
+
+def test_parity_has_a_row_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--models", "mnist_mlp", "nothing", "--precisions", "fp32", "int8-dynamic", "--examples", "64"]
+    assert parity.main(given) == 1
+    *rows, refused = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[:3] for row in rows] == [
+        ["| mnist_mlp", side, precision]
+        for precision in ("fp32", "int8-dynamic")
+        for side in ("dense", "pruned")
+    ]
+    assert all(row.endswith("% | passed |") and row.count("|") == 10 for row in rows)
+    assert refused.startswith("| nothing | ") and "nothing" in refused.removeprefix("| nothing | ")

@@ -339,6 +339,18 @@ def test_duration(seconds: float, words: str) -> None:
     assert narrative.duration(seconds) == words
 
 
+def test_significant() -> None:
+    values = (0.0123456, 0.643, 10.0, 99.94, 99.96, 1222.4)
+    assert [narrative.significant(value) for value in values] == [
+        "0.0123",
+        "0.643",
+        "10",
+        "99.9",
+        "100",
+        "1,222",
+    ]
+
+
 def test_ordinal() -> None:
     assert [narrative.ordinal(n) for n in (1, 2, 3, 4, 11, 12, 21, 102, 113)] == [
         "1st", "2nd", "3rd", "4th", "11th", "12th", "21st", "102nd", "113th",

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError, ExportError, SettingError
-from ispasp.onnx_export import OnnxReport, check_parity, export_onnx
+from ispasp.onnx_export import OPSETS, OnnxReport, check_parity, export_onnx
 from sample_models.architectures import CifarResNet, TwoLayerNet
+from tests import small_huggingface
 
 
 class TwoInputs(nn.Module):
@@ -273,6 +274,76 @@ def test_two_exports_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     print("stdout still works")
     assert capsys.readouterr().out == "stdout still works\n"
     assert len(reports) == 2 and names_in(tmp_path) == ["0.onnx", "1.onnx"]
+
+
+def axes(path: str | Path) -> dict[str, list[str | int]]:
+    """The size or the name of every axis of the inputs."""
+    return {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in onnx.load(path).graph.input
+    }
+
+
+@pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
+def test_the_opset_asked_for_and_the_metadata_are_in_the_file(
+    opset: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 3))
+    said = {"run": "20260101-mnist", "keep": '{"fc1": 0.4}'}
+    report = export_onnx(model, torch.randn(2, 4), tmp_path / "m.onnx", opset=opset, metadata=said)
+    proto = onnx.load(report.path)
+    assert report.opset == opset == next(entry.version for entry in proto.opset_import if not entry.domain)
+    assert {entry.key: entry.value for entry in proto.metadata_props} == said
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("opset", [17, 24, 0, "20", 20.0, True])
+def test_opsets_that_cannot_be_written(opset: object, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="opset is .*; give a whole number from 18 to 23"):
+        export_onnx(nn.Linear(4, 2), torch.ones(2, 4), tmp_path / "m.onnx", opset=opset)  # type: ignore[arg-type]
+    assert names_in(tmp_path) == []
+
+
+def test_a_hugging_face_model_reads_texts_of_any_length(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    model = small_huggingface.made(small_huggingface.BERT)
+    capfd.readouterr()
+    ids = torch.randint(4, 15, (2, 12))
+    text = {"token_type_ids": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids), "input_ids": ids}
+    text["attention_mask"][1, 8:] = 0
+    report = export_onnx(model, text, tmp_path / "m.onnx", dynamic_length=True)
+    assert capfd.readouterr() == ("", "")
+    assert report.note == "" and set(map(tuple, axes(report.path).values())) == {("batch", "length")}
+    for size, length in ((1, 1), (2, 5), (4, 24)):
+        other = {name: value.repeat(2, 2)[:size, :length] for name, value in text.items()}
+        with torch.no_grad():
+            torch.testing.assert_close(run(report.path, **other), model(**other).logits)
+
+
+class FixedLength(nn.Module):
+    """Token numbers (N, 6), integers -> (N, 3); every position has weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 4), nn.Linear(24, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.words(ids).reshape(ids.shape[0], 24))
+
+
+def test_a_length_that_the_model_fixes_is_fixed_and_said(tmp_path: Path) -> None:
+    report = export_onnx(FixedLength(), torch.ones(2, 6).long(), tmp_path / "m.onnx", dynamic_length=True)
+    assert report.note.startswith(
+        "The file reads texts of 6 tokens only; another length cannot be exported: "
+    )
+    assert axes(report.path) == {"input": ["batch", 6]} and report.max_rel_diff < 1e-5
+
+
+def test_images_have_no_length(tmp_path: Path) -> None:
+    report = export_onnx(nn.Linear(4, 2), torch.ones(2, 4), tmp_path / "m.onnx", dynamic_length=True)
+    assert report.note == "" and axes(report.path) == {"input": ["batch", 4]}
 
 
 @pytest.mark.gpu

@@ -162,6 +162,20 @@ def test_an_export_comes_along(members: dict[str, bytes], folder: Path) -> None:
     assert (folder / "mine" / "export" / "model.onnx").read_bytes() == b"1"
 
 
+def test_measurements_come_along_where_they_are_whole(members: dict[str, bytes], folder: Path) -> None:
+    whole = b'{"format": 1, "rows": [], "layers": []}'
+    more = {f"mine/export/{name}": whole for name in ("bench.json", "diff.json")}
+    more["mine/export/profile.json"] = b'{"format": 1, "operators": [], "blocks": []}'
+    done = import_archive(packed(run(members) | exported() | more), folder)
+    assert done.notes == ("profile.json of mine was left out, as it is damaged: measure the run again.",)
+    names = {file.name for file in (folder / "mine" / "export").iterdir()}
+    assert names == {"export.json", "model.onnx", "dense.onnx", "bench.json", "diff.json"}
+    more = {"mine/export/bench.json": b"[]", "mine/export/diff.json": b'{"format": 9}'}
+    again = run(members) | exported() | more
+    shutil.rmtree(folder / "mine")
+    assert len(import_archive(packed(again), folder).notes) == 2
+
+
 @pytest.mark.parametrize(
     "export",
     [exported(path="/etc/passwd"), exported(path="../../x"), exported(ratio="fast"), exported(ratio=None)],

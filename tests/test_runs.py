@@ -14,10 +14,12 @@ import torch
 
 import ispasp
 from ispasp import data, runs, store, zoo
+from ispasp.deployment import exporting
+from ispasp.deployment.exporting import ExportDone
 from ispasp.errors import DeviceError, ModelError, RunError, SettingError
 from ispasp.records import Distilled, Progress
 from ispasp.run_settings import RunSettings
-from ispasp.runs import ExportDone, RunSaved
+from ispasp.runs import RunSaved
 from ispasp.settings import PruneSettings
 
 SETTINGS = RunSettings("mnist_mlp", keep=0.2, samples=64, device="cpu")
@@ -142,7 +144,7 @@ def test_damaged_and_foreign_folders_are_listed_with_their_problem(tmp_path: Pat
 
 
 def test_export_writes_both_models_that_onnxruntime_runs_as_torch_does(saved: Path) -> None:
-    *_, last = runs.export_run(saved, seconds=0.2)
+    *_, last = exporting.export_run(saved, seconds=0.2)
     assert isinstance(last, ExportDone)
     assert store.export_report(saved) == json.loads(json.dumps(last.report))
     assert store.list_runs(saved.parent)[0].exported
@@ -166,7 +168,7 @@ def test_a_second_export_takes_the_place_of_the_first_only_when_it_stands(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if store.export_report(saved) is None:
-        list(runs.export_run(saved, seconds=0.2))
+        list(exporting.export_run(saved, seconds=0.2))
     first = store.export_report(saved)
     rename = Path.rename
 
@@ -177,10 +179,10 @@ def test_a_second_export_takes_the_place_of_the_first_only_when_it_stands(
 
     monkeypatch.setattr(Path, "rename", full_disk)
     with pytest.raises(RunError, match="No space left on device"):
-        list(runs.export_run(saved, seconds=0.2))
+        list(exporting.export_run(saved, seconds=0.2))
     assert store.export_report(saved) == first
     monkeypatch.undo()
-    list(runs.export_run(saved, seconds=0.2))
+    list(exporting.export_run(saved, seconds=0.2))
     assert store.export_report(saved) != first
     assert not [file for file in saved.iterdir() if file.name.startswith(".")]
 

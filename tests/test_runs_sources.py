@@ -14,10 +14,12 @@ from torch import Tensor
 import ispasp
 from ispasp import opened, runs, store
 from ispasp.calibration import Batch, digest, read
+from ispasp.deployment import exporting
+from ispasp.deployment.exporting import ExportDone
 from ispasp.errors import ISpaSPError, ModelError, RunError, SettingError
 from ispasp.evaluate import first_tensor, forward
 from ispasp.run_settings import RunSettings
-from ispasp.runs import ExportDone, RunSaved
+from ispasp.runs import RunSaved
 
 FUNCTIONS = """
 import torch
@@ -122,9 +124,9 @@ def test_a_hugging_face_folder_on_sentence_pairs(tmp_path: Path) -> None:
     data = opened.open_data(settings, loaded)
     loads_without_a_difference(path, read(data.evaluation)[0])
     with pytest.raises(ModelError, match="bert"):
-        next(step for step in runs.export_run(path) if isinstance(step, ExportDone))
+        next(step for step in exporting.export_run(path) if isinstance(step, ExportDone))
     (tmp_path / "elsewhere").rename(tmp_path / "bert")
-    *_, last = runs.export_run(path, seconds=0.2)
+    *_, last = exporting.export_run(path, seconds=0.2)
     assert isinstance(last, ExportDone)
     assert last.report["onnx"]["max_abs_diff"] < 1e-4 and (path / "export" / "model.onnx").is_file()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ispasp
-from ispasp import budget_tables, evaluate, runs, sensitivity_figures, sensitivity_run
+from ispasp import budget_tables, evaluate, opened, sensitivity_figures, sensitivity_run
 from ispasp.calibration import read
 from ispasp.errors import CalibrationError, SettingError
 from ispasp.records import Block, Progress
@@ -39,8 +39,8 @@ def curves(folder: Path) -> list[Curve]:
 
 def test_a_curve_holds_what_pruning_that_block_alone_gives(folder: Path, curves: list[Curve]) -> None:
     settings = small_settings(folder)
-    loaded = runs.open_model(settings, allow_code=True)
-    data = runs.open_data(settings, loaded, allow_code=True)
+    loaded = opened.open_model(settings, allow_code=True)
+    data = opened.open_data(settings, loaded, allow_code=True)
     batches = read(data.calibration)
     dense = torch.cat(list(evaluate.predictions(loaded.model, batches)))
     assert [curve.block.groups for curve in curves] == [16, 24, 32]

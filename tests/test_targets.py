@@ -229,8 +229,12 @@ def test_a_single_number_per_example_is_compared_by_its_error() -> None:
         nn.ReLU(),
         nn.Linear(32, 1),
     ).eval()
-    result = ispasp.prune(model, [torch.randn(200, 6)], 0.5, multiple=1, allocation="params")
+    data = torch.randn(200, 6)
+    result = ispasp.prune(
+        model, [data], 0.5, multiple=1, allocation="params", evaluation=[(data, torch.zeros(200).long())]
+    )
     assert min(result.started.keep_groups) > 4
+    assert result.predictions is None and result.report["agreement"] is None  # there is no class to agree on
 
 
 def test_roles_of_a_plain_network() -> None:

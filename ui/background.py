@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from ispasp.errors import ISpaSPError
+from ispasp.errors import ISpaSPError, SettingError
 from ispasp.jobs import Job, Snapshot, State, Work, registry
 from ispasp.narrative import duration
 from ui import library
-from ui.runs_actions import COMPARE, PAGES
+from ui.runs_actions import COMPARE, DEPLOY, PAGES
 from ui.words import HELP, escaped
 
 SWEEP, BUDGET, SENSITIVITY = "sweep", "budget", "sensitivity"
@@ -35,12 +35,18 @@ class Follower(NamedTuple):
         page: where they are watched.
         query: the name that the job's id has in the address.
         stop: what Stop does, on hover.
+        run: id of the run that the jobs are about, which the address names as well; empty for jobs about none.
     """
 
     subjects: tuple[str, ...]
     page: Path
     query: str
     stop: str
+    run: str = ""
+
+    def address(self, job: Job) -> dict[str, str]:
+        """The query of the page's address that shows this job."""
+        return {self.query: job.id} | ({"run": self.run} if self.run else {})
 
     def job(self) -> Job | None:
         """The job that this session follows, else the newest one under way."""
@@ -145,8 +151,50 @@ BUDGETS = Follower(
 )
 
 
+OPERATIONS = {
+    "export": ("exporting", "End the export after the step under way. Nothing of it is kept; the run stays."),
+    "bench": ("timing", "End the measurement. The lines that are finished stay."),
+    "profile": ("profiling", "End the profile. Nothing of it is kept; an earlier one stays."),
+}
+"""What the Deploy page does to a run: the query that names its job, and what Stop does."""
+
+
+def of_run(operation: str, path: Path) -> Follower:
+    """Who follows one operation on the run in the folder ``path``: ``"export"``, ``"bench"`` or ``"profile"``."""
+    query, stop = OPERATIONS[operation]
+    return Follower((f"{operation}:{path}",), DEPLOY, query, stop, path.name)
+
+
+def under_way(path: Path) -> Job | None:
+    """The job that does something to the run in this folder at the moment, whoever started it."""
+    subjects = {of_run(operation, path).subjects[0] for operation in OPERATIONS}
+    return next((job for job in registry.jobs() if job.subject in subjects and not job.state.ended), None)
+
+
+def check_idle(path: Path) -> None:
+    """Raises SettingError where something is done to the run already: a page drawn before that does not know."""
+    if going := under_way(path):
+        raise SettingError(
+            f"{going.snapshot().title} is under way: wait until it ends, or stop it on Deploy."
+        )
+
+
+def begin(operation: str, path: Path, title: str, work: Work) -> None:
+    """Start an operation on a run, in the CPU's slot, so that no other job of this server runs beside it."""
+    one = of_run(operation, path)
+    try:
+        check_idle(path)
+    except ISpaSPError as problem:
+        one.refuse(problem)
+    else:
+        one.submit(title, work, "cpu", one.subjects[0])
+
+
 def follower(subject: str) -> Follower | None:
     """Who follows jobs of this subject; None where no page of its own does."""
+    operation, _, path = subject.partition(":")
+    if operation in OPERATIONS:
+        return of_run(operation, Path(path))
     return next((one for one in (SWEEPS, BUDGETS) if subject in one.subjects), None)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +21,7 @@ from ispasp.vocabulary import refit_words, selector_words
 from ui import style
 from ui.budget_form import Asked, described
 from ui.runs_actions import COMPARE, open_in_explore
-from ui.words import HELP, escaped, source_words
+from ui.words import HELP, escaped, moment, source_words
 
 _HELP = {
     "heat": "One row per block, one column per kept fraction: this block alone is pruned so far, everything else stays "
@@ -50,17 +49,7 @@ def title(report: BudgetReport) -> str:
 
 def line(report: BudgetReport) -> str:
     """When it was, the same, and what came of it."""
-    return f"{_when(report.finished_at)}, {title(report)} ({'met' if report.met else 'missed'})"
-
-
-def _when(text: str) -> str:
-    moment = datetime.fromisoformat(text)
-    zone = st.context.timezone
-    if zone and moment.tzinfo:
-        from zoneinfo import ZoneInfo
-
-        moment = moment.astimezone(ZoneInfo(zone))
-    return moment.strftime("%d %b %Y, %H:%M")
+    return f"{moment(report.finished_at)}, {title(report)} ({'met' if report.met else 'missed'})"
 
 
 def settings_of(report: BudgetReport) -> RunSettings | None:

@@ -128,7 +128,7 @@ def _flips(runs: list[Chosen], pair: tuple[str, str], show: bool) -> None:
     if not show:
         return
     run_id = next(row.run_id for letter, row, _ in runs if letter == pair[1])
-    shown = _read(run_id, record)
+    shown = read(run_id, record)
     if shown is None:
         return
     if len(shown) != len(before):
@@ -139,7 +139,7 @@ def _flips(runs: list[Chosen], pair: tuple[str, str], show: bool) -> None:
         _pictures(found, shown)
 
 
-def _read(run_id: str, record: RunRecord) -> EvaluationExamples | None:
+def read(run_id: str, record: RunRecord) -> EvaluationExamples | None:
     """The examples of a run; None, with a sentence or a button on the page, where they are not to be had."""
     try:
         source = RunSettings.of(record).model_source()

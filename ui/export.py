@@ -8,20 +8,28 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from ispasp import figures, notebook_export, runs, store
+from ispasp import figures, notebook_export, store
+from ispasp.deployment import exporting
+from ispasp.deployment.bench_figures import Verdict, verdict
 from ispasp.errors import ISpaSPError
 from ispasp.jobs import Job, State, registry
 from ispasp.narrative import duration
 from ui import models, style
+from ui.background import check_idle, of_run
+from ui.runs_actions import DEPLOY
 from ui.words import HELP, escaped
 
 
 def _begin(path: Path) -> None:
     allow = models.allow_code()
     try:
+        check_idle(path)
         # Latency is measured on the CPU: in its slot, so that no other job of this server runs beside it.
         registry.submit(
-            f"Export {path.name}", lambda: runs.export_run(path, allow_code=allow), "cpu", subject=str(path)
+            f"Export {path.name}",
+            lambda: exporting.export_run(path, allow_code=allow),
+            "cpu",
+            subject=of_run("export", path).subjects[0],
         )
     except ISpaSPError as problem:
         st.session_state.refused = str(problem)
@@ -39,17 +47,17 @@ def draw(path: Path) -> None:
         path: the saved run's folder.
     """
     st.subheader("Take it away: export", anchor="export")
-    job = registry.about(str(path))
+    job = registry.about(of_run("export", path).subjects[0])
     report = store.export_report(path)
     if job is not None and not job.state.ended:
         _running(job)
         return
+    if job is not None and job.state is State.FAILED:
+        st.error(f"The export failed. {escaped(job.snapshot().error)}")
     if report is not None:
         _report(path, report)
         return
-    if job is not None and job.state is State.FAILED:
-        st.error(f"The export failed. {escaped(job.snapshot().error)}")
-    elif job is not None and job.state is State.CANCELLED:
+    if job is not None and job.state is State.CANCELLED:
         st.caption("The export was stopped; nothing of it was kept.")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
@@ -58,6 +66,7 @@ def draw(path: Path) -> None:
         )  # fmt: skip
         _download_saved(path)
         _download_notebook(path)
+        _more(path)
         st.caption(
             "Writes the dense and the pruned model as ONNX, compares both with torch on the test examples, and "
             "measures their latency in onnxruntime. About half a minute, longer for large models.",
@@ -105,6 +114,10 @@ def _download_notebook(path: Path) -> None:
     )
 
 
+def _more(path: Path) -> None:
+    st.page_link(DEPLOY, label="More in Deploy", query_params={"run": path.name}, help=HELP["more_in_deploy"])
+
+
 def _report(path: Path, report: dict[str, Any]) -> None:
     latency, pruned, dense = report["latency"], report["onnx"], report["dense_onnx"]
     left, right = st.columns([1, 1.25], gap="medium")
@@ -143,7 +156,10 @@ def _report(path: Path, report: dict[str, Any]) -> None:
             )
             _download_saved(path)
             _download_notebook(path)
-            st.button("Export again", key="export_again", on_click=_begin, args=(path,))
+            st.button(
+                "Export again", key="export_again", on_click=_begin, args=(path,), help=HELP["export_again"]
+            )
+            _more(path)
 
 
 def _threads(count: int) -> str:
@@ -153,12 +169,11 @@ def _threads(count: int) -> str:
 def _verdict(latency: dict[str, Any]) -> str:
     """The ratio with its interval, in words that promise no more than was measured."""
     interval = f"{latency['ratio_low']:.2f} to {latency['ratio_high']:.2f}"
-    if latency["ratio_low"] > 1:
-        said = f"**{latency['ratio']:.2f} times as fast** as the dense model"
-    elif latency["ratio_high"] < 1:
-        said = f"**Slower** than the dense model: {latency['ratio']:.2f} times as fast"
-    else:
-        said = f"**No difference that can be told from noise**: {latency['ratio']:.2f} times as fast"
+    said = {
+        Verdict.FASTER: f"**{latency['ratio']:.2f} times as fast** as the dense model",
+        Verdict.SLOWER: f"**Slower** than the dense model: {latency['ratio']:.2f} times as fast",
+        Verdict.SAME: f"**No measurable difference**: {latency['ratio']:.2f} times as fast",
+    }[verdict(latency["ratio_low"], latency["ratio_high"])]
     return f"{said} (95 % interval {interval}, {latency['pairs']:,} pairs of batches in turns)."
 
 

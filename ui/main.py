@@ -20,6 +20,7 @@ page = st.navigation(
         st.Page(ROOT / "pages" / "explore.py", title="Explore", default=True),
         st.Page(ROOT / "pages" / "compare.py", title="Compare", url_path="compare"),
         st.Page(ROOT / "pages" / "budget.py", title="Budget", url_path="budget"),
+        st.Page(ROOT / "pages" / "deploy.py", title="Deploy", url_path="deploy"),
         st.Page(ROOT / "pages" / "runs.py", title="Runs", url_path="runs"),
     ],
     position="top",

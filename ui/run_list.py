@@ -18,7 +18,7 @@ from ui import controls, runs_actions, runs_folder, runs_interrupted, runs_table
 from ui import view as views
 from ui.background import follower
 from ui.runs_actions import COMPARE, EXPLORE, open_in_explore
-from ui.words import HELP, escaped, source_words
+from ui.words import HELP, escaped, moment, source_words
 
 ROWS = 14  # of the table; more scroll inside it
 
@@ -33,7 +33,7 @@ def draw() -> None:
         )
     _jobs()
     runs_interrupted.ended()
-    runs_interrupted.draw(_when)
+    runs_interrupted.draw(moment)
     try:
         found = store.list_runs(store.default_folder())
     except ISpaSPError as problem:
@@ -181,30 +181,15 @@ def _job_row(job: Job) -> None:
     view = job.snapshot()
     title, bar, stop, watch = st.columns([2.5, 3, 0.8, 0.8], vertical_alignment="center")
     settings = session.settings_of(job)
-    begun = _when(datetime.fromtimestamp(view.started or view.submitted, UTC).isoformat())
+    begun = moment(datetime.fromtimestamp(view.started or view.submitted, UTC).isoformat())
     title.markdown(escaped(view.title))
     title.caption(f"{f'seed {settings.seed}, ' if settings else ''}since {begun}")
     bar.progress(view.done, text=f"{view.state.value.capitalize()} on {view.device}")
     page = follower(view.subject)
-    help = page.stop if page else HELP["stop_export"] if view.subject else HELP["stop"]
+    help = page.stop if page else HELP["stop"]
     if stop.button("Stop", key=f"stop_{job.id}", width="stretch", help=help):
         job.cancel()
-    # An export has no page of its own.
     if (page or not view.subject) and watch.button("Watch", key=f"watch_{job.id}", width="stretch"):
         if page:
-            st.switch_page(page.page, query_params={page.query: job.id})
+            st.switch_page(page.page, query_params=page.address(job))
         open_in_explore("job", job.id)
-
-
-def _when(text: str) -> str:
-    """A moment in the time zone of the person's browser."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return "–"
-    zone = st.context.timezone
-    if zone and moment.tzinfo:
-        from zoneinfo import ZoneInfo
-
-        moment = moment.astimezone(ZoneInfo(zone))
-    return moment.strftime("%d %b %Y, %H:%M")

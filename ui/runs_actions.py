@@ -16,8 +16,8 @@ from ui.runs_table import title_of
 from ui.words import escaped
 
 PAGES = Path(__file__).resolve().parent.parent / "pages"
-EXPLORE, COMPARE = PAGES / "explore.py", PAGES / "compare.py"
-_HINT = "Tick runs at the left of the table to open, compare, name, download or delete them."
+EXPLORE, COMPARE, DEPLOY = (PAGES / f"{name}.py" for name in ("explore", "compare", "deploy"))
+_HINT = "Tick runs at the left of the table to open, compare, deploy, name, download or delete them."
 
 
 def open_in_explore(kind: str, id: str) -> None:
@@ -96,6 +96,11 @@ def bar(picked: Sequence[RunSummary]) -> None:
             help="See these runs side by side with the dense model.",
         ):  # fmt: skip
             st.switch_page(COMPARE, query_params={"runs": ",".join(ids)})
+        if st.button(
+            "Deploy", key="runs_deploy", disabled=one is None,
+            help="Export this run in several precisions, check the files, and measure them. One run.",
+        ) and one:  # fmt: skip
+            st.switch_page(DEPLOY, query_params={"run": one.run_id})
         _naming(one)
         st.download_button(
             "Download",

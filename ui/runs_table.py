@@ -70,7 +70,8 @@ def _searched(run: RunSummary) -> str:
     return "\n".join(str(one) for one in said).casefold()
 
 
-def _keep(run: RunSummary) -> str:
+def keep_of(run: RunSummary) -> str:
+    """The kept fraction; ``"per block"`` where blocks have their own."""
     # As text: "per block" stands among the numbers, which sort as they should up to 1.
     keep = run.settings.get("keep")
     if run.settings.get("keep_by_block") or run.lineage.get("role") == "budget" or not is_number(keep):
@@ -136,7 +137,7 @@ def _columns() -> dict[str, tuple[Read, Any]]:
     return {
         "Name": (title_of, _text("Name", width=130, help="What you call it, and its model.")),
         "Model": (model_of, _text("Model", width=150, help=HELP["model"])),
-        "Keep": (_keep, _text("Keep", width=72, help=HELP["keep"])),
+        "Keep": (keep_of, _text("Keep", width=72, help=HELP["keep"])),
         "Selector": (selector_of, _text("Selector", width=164, help=HELP["selector"])),
         "Re-fit": (_refit, _text("Re-fit", width=90, help=HELP["reconstruct"])),
         "MACs": (_number("macs_after"), _figure("MACs", width=64, format="compact", help=HELP["macs"])),

@@ -18,6 +18,7 @@ h3 { font-size: 1.2rem !important; }
 .st-key-recalibrate_line { padding-bottom: 0.5rem; }
 .st-key-block_title { min-height: 56px; }
 .st-key-plan { min-height: 82px; }
+[class*="st-key-section_"] { margin-top: 0.9rem; }
 .st-key-budget_limits [role="radiogroup"] button, .st-key-budget_limits button[data-testid*="segmented"]
   { min-height: 40px; } /* as the fields beside it */
 .st-key-status [data-testid="stAlertContainer"] { padding: 0.55rem 0.9rem; min-height: 0; }

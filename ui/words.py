@@ -96,6 +96,10 @@ HELP = {
     "group": "A group is one unit that can be removed: a channel of a convolution, a neuron of a linear layer, "
     "a head of attention.",
     "onnx": "A file that onnxruntime and most other inference engines can run, for any batch size.",
+    "export_again": "Writes both files in FP32 anew and times them. What was made of this run on Deploy, other "
+    "precisions and measurements, goes.",
+    "more_in_deploy": "Other precisions (FP16, INT8), more settings for the latency, a profile that says where "
+    "the time goes, and a report of it all.",
     "parity": "The largest difference between the outputs of onnxruntime and of torch on the same examples.",
     "latency": "Time for one batch in onnxruntime, dense and pruned measured in turns so that other load hits both. "
     "95 % of the batches were at least as fast as the second figure.",
@@ -267,3 +271,15 @@ def lineage_words(kind: str, id: str) -> str:
         return words
     zone = st.context.timezone
     return f"{words}, {moment.astimezone(ZoneInfo(zone) if isinstance(zone, str) else UTC):%d %b %H:%M}"
+
+
+def moment(text: str) -> str:
+    """An ISO 8601 time on the visitor's clock: ``"23 Nov 2026, 15:04"``; a dash where it is none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return "–"
+    zone = st.context.timezone
+    if zone and found.tzinfo:
+        found = found.astimezone(ZoneInfo(zone))
+    return found.strftime("%d %b %Y, %H:%M")
