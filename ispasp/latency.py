@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from statistics import NormalDist
 
 import numpy as np
 
@@ -278,7 +279,8 @@ def ratio_interval(times: np.ndarray, seed: int = 0, resamples: int = 1000) -> t
 
     Each resample draws rounds with replacement, and within each drawn round blocks of consecutive pairs
     (circular, as long as the square root of the round), so that pairs that share a disturbance stay
-    together. Percentile interval.
+    together. The percentile interval, expanded for the small number of rounds (Hesterberg, "What teachers should know
+    about the bootstrap", 2015, section 5.3): without that it holds the truth too seldom.
 
     Args:
         times: (rounds, pairs, 2), dense and pruned, any unit.
@@ -300,5 +302,17 @@ def ratio_interval(times: np.ndarray, seed: int = 0, resamples: int = 1000) -> t
         index = drawn * pairs + within.reshape(count, rounds, -1)[:, :, :pairs]
         middle = np.median(flat[index.reshape(count, -1)], axis=1)
         ratios.append(middle[:, 0] / middle[:, 1])
-    low, high = np.quantile(np.concatenate(ratios), [0.025, 0.975])
+    tail = _expanded_tail(rounds)
+    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _expanded_tail(rounds: int) -> float:
+    """What to cut off on either side of a bootstrap over so few rounds for an interval of 95 %; 0.025 for many.
+
+    Student's quantile by its expansion in the normal one (Abramowitz & Stegun, 26.7.5).
+    """
+    normal, degrees = NormalDist(), rounds - 1
+    z = normal.inv_cdf(0.975)
+    t = z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    return normal.cdf(-t * math.sqrt(rounds / degrees))
