@@ -34,7 +34,7 @@ from ispasp.runs import RunSaved
 from ispasp.sensitivity_run import SensitivityDone
 from ispasp.settings import check_keep
 from ispasp.sweeps import RunRefused, SweepSettings
-from ispasp.terminal import table, value_of, watch
+from ispasp.terminal import table, value_of, watch, write_new
 
 
 def _run_settings(options: argparse.Namespace) -> RunSettings:
@@ -217,12 +217,7 @@ def notebook(options: argparse.Namespace) -> None:
     """Write a saved run as a notebook that repeats it."""
     content = notebook_export.of_run(options.run)
     out = options.out or Path(f"{options.run.name}.ipynb")
-    try:
-        with out.open("xb") as file:
-            file.write(content)
-    except OSError as error:
-        raise RunError(f"The notebook cannot be written to {out}: {error}. Give another --out.") from error
-    print(json.dumps({"out": str(out)}) if options.json else out)
+    write_new(out, content, "notebook", options.json)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

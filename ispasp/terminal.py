@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ispasp.display import watched
-from ispasp.errors import SettingError
+from ispasp.errors import RunError, SettingError
 from ispasp.records import Progress
 
 T = TypeVar("T")
@@ -49,3 +51,17 @@ def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in (head, *lines)
     )
+
+
+def write_new(out: Path, content: bytes, what: str, as_json: bool) -> None:
+    """Write a new file and print its name; ``what`` is the word for it.
+
+    Raises:
+        RunError: something is there already, or it cannot be written.
+    """
+    try:
+        with out.open("xb") as file:
+            file.write(content)
+    except OSError as error:
+        raise RunError(f"The {what} cannot be written to {out}: {error}. Give another --out.") from error
+    print(json.dumps({"out": str(out)}) if as_json else out)

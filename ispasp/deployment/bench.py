@@ -16,7 +16,7 @@ from ispasp.calibration import Batch
 from ispasp.deployment import providers
 from ispasp.deployment.cold_start import first_answers, memory
 from ispasp.deployment.machine import machine
-from ispasp.deployment.opened_run import OpenedRun, inputs, open_run
+from ispasp.deployment.opened_run import Measured, OpenedRun, inputs, open_run
 from ispasp.deployment.precisions import PRECISIONS, SIDES, file_name
 from ispasp.deployment.torch_calls import COMPILE, EAGER, forget_compiled, opener
 from ispasp.errors import ExportError, ISpaSPError, SettingError, listing
@@ -144,7 +144,7 @@ def bench_run(
     for name in settings.providers:
         providers.full_name(name)
     _check_exported(path, settings.precisions)
-    exported = (path / EXPORT).stat().st_ino
+    exported = Measured(path)
     run = yield from open_run(path, allow_code=allow_code)
     report = _begun(path, settings, run)
     asked = settings.rows()
@@ -154,11 +154,7 @@ def bench_run(
         # Read anew, as another measurement of this run may go on beside this one.
         others = [each for each in _earlier(path, report)["rows"] if _setting(each) != setting]
         report["rows"] = sorted([*others, row], key=_setting)
-        if not (path / EXPORT).is_dir() or (path / EXPORT).stat().st_ino != exported:
-            raise ExportError(
-                "The run was exported anew while the older files were measured; measure the new ones."
-            )
-        plain_files.write_json(path / EXPORT / FILE, report)
+        exported.write(FILE, report)
     yield Progress(1.0, "finished")
     yield BenchDone(report)
 

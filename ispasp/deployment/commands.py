@@ -19,7 +19,7 @@ from ispasp.deployment.profile import ProfileDone, block_rows, profile_run
 from ispasp.errors import RunError
 from ispasp.narrative import percent, significant
 from ispasp.paths import expanded, inside
-from ispasp.terminal import table, value_of, values_of, watch
+from ispasp.terminal import table, value_of, values_of, watch, write_new
 
 
 def run_folder(given: str) -> Path:
@@ -165,12 +165,7 @@ def report(options: argparse.Namespace) -> None:
     path = run_folder(options.run)
     out = options.out or Path(f"{path.resolve().name}.html")
     content = page.write(path)
-    try:
-        with out.open("xb") as file:
-            file.write(content)
-    except OSError as error:
-        raise RunError(f"The report cannot be written to {out}: {error}. Give another --out.") from error
-    print(json.dumps({"out": str(out)}) if options.json else out)
+    write_new(out, content, "report", options.json)
 
 
 def _warn(sentences: Iterable[str]) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from ispasp import plain_files
 from ispasp.calibration import Batch, read
+from ispasp.errors import ExportError
 from ispasp.models import LoadedModel, build
 from ispasp.opened import open_data, open_model
 from ispasp.records import Progress
 from ispasp.result import PruneResult, load, load_record
 from ispasp.run_settings import RunSettings
+from ispasp.store import EXPORT
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,28 @@ def open_run(path: Path, *, allow_code: bool = False) -> Generator[Progress, Non
     result = load(path, build(dense.record, allow_code=allow_code))
     evaluation = read(data.evaluation, "evaluation")
     return OpenedRun(path, settings, dense, result, read(data.calibration), evaluation)
+
+
+class Measured:
+    """The export that is being measured: what is found out about it must not be put beside the files of a later one."""
+
+    def __init__(self, path: Path) -> None:
+        """``path`` is the run's folder, which was exported."""
+        self._folder = path / EXPORT
+        self._inode = self._folder.stat().st_ino
+
+    def write(self, name: str, report: Mapping[str, Any]) -> None:
+        """Write a report beside the files, all of it or nothing.
+
+        Raises:
+            ExportError: the run was exported anew meanwhile.
+            RunError: it cannot be written.
+        """
+        if not self._folder.is_dir() or self._folder.stat().st_ino != self._inode:
+            raise ExportError(
+                "The run was exported anew while the older files were measured; measure the new ones."
+            )
+        plain_files.write_json(self._folder / name, report)
 
 
 def inputs(batch: Batch) -> tuple[Tensor, ...] | dict[str, Tensor]:

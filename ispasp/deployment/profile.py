@@ -12,7 +12,7 @@ from ispasp.deployment import operators, peak
 from ispasp.deployment.bench import MOST_BATCH, MOST_SECONDS, MOST_THREADS, batch_of
 from ispasp.deployment.by_block import BlockTime, Operator, by_block, side_by_side
 from ispasp.deployment.machine import machine
-from ispasp.deployment.opened_run import inputs, open_run
+from ispasp.deployment.opened_run import Measured, inputs, open_run
 from ispasp.deployment.origins import Origins
 from ispasp.deployment.precisions import PRECISIONS, SIDES, file_name
 from ispasp.deployment.why import Suggestion, sentences, suggestion
@@ -73,7 +73,7 @@ def profile_run(
             f"seconds is {seconds!r}; give a number above 0 and up to {MOST_SECONDS}, such as 4."
         )
     files = _files(path, precision)
-    exported = (path / EXPORT).stat().st_ino
+    exported = Measured(path)
     run = yield from open_run(path, allow_code=allow_code)
     given = inputs(batch_of(run.evaluation, batch))
     blocks = [event.block for event in run.result.blocks_pruned]
@@ -127,11 +127,7 @@ def profile_run(
         "sentences": sentences(rows, own, rest, latency, quickest),
         "suggestion": None if proposed is None else asdict(proposed),
     }
-    if not (path / EXPORT).is_dir() or (path / EXPORT).stat().st_ino != exported:
-        raise ExportError(
-            "The run was exported anew while the older files were profiled; profile the new ones."
-        )
-    plain_files.write_json(path / EXPORT / FILE, report)
+    exported.write(FILE, report)
     yield Progress(1.0, "finished")
     yield ProfileDone(report)
 
