@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pictures import write_png
 from ispasp import selectors
 from ispasp.settings import ALLOCATIONS, RECONSTRUCTIONS
 
@@ -207,19 +207,5 @@ def figure_of(rows: Sequence[Row]) -> Any:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Write ``figure_of`` as a PNG, the way chromium shows it, with twice as many pixels each way."""
-    from playwright.sync_api import ViewportSize, sync_playwright
-
-    figure = figure_of(rows)
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = chromium.new_page(
-            device_scale_factor=2,
-            viewport=ViewportSize(width=figure.layout.width, height=figure.layout.height),
-        )
-        page.set_content(
-            f"<body style='margin: 0'>{figure.to_html(include_plotlyjs=True, full_html=False)}</body>"
-        )
-        page.locator(".js-plotly-plot .legend").first.wait_for()
-        page.screenshot(path=path)
-        chromium.close()
+    """Write ``figure_of`` as a PNG."""
+    write_png(figure_of(rows), path)

@@ -30,22 +30,17 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor, fx
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a script, from anywhere
 
 from ispasp import selectors
 from ispasp.algorithm import SelectorSettings
-from ispasp.blocks import find
-from ispasp.calibration import Batch
-from ispasp.graph import trace
-from ispasp.residual import Consumer
+from ispasp.hidden_layer import HiddenLayer, evaluated_gfs, evaluations_needed
 from ispasp.settings import groups_to_keep
-from ispasp.statistics import Statistics, collect
+from ispasp.statistics import Statistics
 from sample_models.architectures import TwoLayerNet
 
 T = TypeVar("T")
@@ -74,62 +69,21 @@ class Cost:
     equal: bool | None
 
 
-def evaluated_gfs(
-    hidden: Tensor, weight: Tensor, kept: int, most_seconds: float = math.inf
-) -> tuple[list[int], int, float]:
-    """Greedy forward selection, every candidate evaluated by a forward pass of the output layer.
-
-    Args:
-        hidden: (N, d), what the output layer reads.
-        weight: (outputs, d).
-        kept: s, how many are added, one by one.
-        most_seconds: stop after so many processor seconds, also within a step.
-
-    Returns:
-        The neurons in the order added, the number of evaluations made, and the seconds they took.
-    """
-    begin = time.process_time()
-    target = F.linear(hidden, weight)
-    mask = torch.zeros(weight.shape[1], dtype=weight.dtype)
-    selected: list[int] = []
-    evaluations = 0
-    for _ in range(kept):
-        best, least = -1, math.inf
-        for neuron in range(len(mask)):
-            if mask[neuron]:
-                continue
-            mask[neuron] = 1
-            error = float((target - F.linear(hidden, weight * mask)).square().sum())
-            mask[neuron] = 0
-            evaluations += 1
-            if error < least:
-                best, least = neuron, error
-            if time.process_time() - begin > most_seconds:
-                return selected, evaluations, time.process_time() - begin
-        mask[best] = 1
-        selected.append(best)
-    return selected, evaluations, time.process_time() - begin
-
-
-def evaluations_needed(neurons: int, kept: int) -> int:
-    """How many candidates greedy forward selection evaluates: d, d - 1, ... in s steps."""
-    return kept * neurons - kept * (kept - 1) // 2
-
-
-def two_layers(neurons: int, examples: int, seed: int) -> tuple[Callable[[], Statistics], Tensor, Tensor]:
-    """A network's one block: how its statistics are taken, H (examples, d), and the output layer's weight."""
+def two_layers(neurons: int, examples: int, seed: int) -> HiddenLayer:
+    """That of a network with random weights, over random examples."""
     torch.manual_seed(seed)
     network = TwoLayerNet(hidden=neurons).eval()
-    inputs = torch.randn(examples, 1, 28, 28)
-    traced = trace(network, Batch((inputs[:2],), {}))
-    (block,) = (block for block in find(traced) if block.prunable)
-    (read,) = (node for node in traced.nodes if node.name in block.reads)
-    assert isinstance(read.args[1], fx.Node)
-    consumer = Consumer(read, traced.fixed[read.args[1]].detach())
-    with torch.no_grad():
-        hidden = network.relu(network.fc1(network.flatten(inputs)))
-    producer = network.fc1.weight.detach()
-    return lambda: collect(block, [consumer], [hidden], producer), hidden, consumer.weight
+    return HiddenLayer.of(network, torch.randn(examples, 1, 28, 28))
+
+
+def evaluated(layer: HiddenLayer, kept: int, most_seconds: float = math.inf) -> tuple[list[int], int, float]:
+    """Evaluated greedy selection: the neurons in the order added, the evaluations made, and their seconds."""
+    work = evaluated_gfs(layer.hidden, layer.consumer.weight, kept, most_seconds)
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            return cast(tuple[list[int], int, float], stop.value)
 
 
 def seconds_of(work: Callable[[], T]) -> tuple[T, float]:
@@ -142,7 +96,7 @@ def seconds_of(work: Callable[[], T]) -> tuple[T, float]:
 @torch.no_grad()
 def measure(neurons: int, options: argparse.Namespace, most_seconds: float) -> Cost:
     """Choose from ``neurons`` neurons in all three ways."""
-    fresh, hidden, weight = two_layers(neurons, options.examples, options.seed)
+    layer = two_layers(neurons, options.examples, options.seed)
     kept, settings = groups_to_keep(neurons, options.keep), SelectorSettings()
 
     def run(name: str, found: Statistics) -> tuple[tuple[int, ...], int]:
@@ -150,13 +104,13 @@ def measure(neurons: int, options: argparse.Namespace, most_seconds: float) -> C
         return records[-1].selected, records[-1].t
 
     say(f"{neurons} neurons: ispasp")
-    timed_runs = [seconds_of(lambda: run("ispasp", fresh())) for _ in range(3)]
+    timed_runs = [seconds_of(lambda: run("ispasp", layer.statistics())) for _ in range(3)]
     say(f"{neurons} neurons: gfs through Q")
-    found, collecting = seconds_of(fresh)
+    found, collecting = seconds_of(layer.statistics)
     _, gram = seconds_of(lambda: found.energy_matrix)
     (greedy, _), steps = seconds_of(lambda: run("gfs", found))
     say(f"{neurons} neurons: evaluated GFS")
-    chosen, timed, seconds = evaluated_gfs(hidden, weight, kept, most_seconds)
+    chosen, timed, seconds = evaluated(layer, kept, most_seconds)
     needed = evaluations_needed(neurons, kept)
     return Cost(
         neurons=neurons,

@@ -3,6 +3,7 @@
 from ispasp.blocks import find_blocks
 from ispasp.distil import distil
 from ispasp.errors import ISpaSPError
+from ispasp.finetune import finetune
 from ispasp.onnx_export import export_onnx
 from ispasp.pruner import iterate, prune
 from ispasp.records import Block, BlockPruned, BlockStarted, Distilled, Finished, Iteration, Progress, Started
@@ -24,6 +25,7 @@ __all__ = [
     "distil",
     "export_onnx",
     "find_blocks",
+    "finetune",
     "iterate",
     "load",
     "prune",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from typing import Protocol
 
 import torch
@@ -12,29 +12,38 @@ from torch import Tensor, nn
 
 from ispasp import evaluate
 from ispasp.calibration import Batch
+from ispasp.records import Progress
 
 SHIFT_SHARE = 8  # images are shifted by up to one in so many of their pixels
 FAMILIAR_SHARE = 0.8  # of its predictions that the dense model must keep
 
 
 class Variation(Protocol):
-    """Images (n, C, h, w) to as many others, at random."""
+    """Images (n, C, h, w) to as many others, at random.
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor: ...
+    Args:
+        first, of: they are those from ``first`` of a batch of ``of`` images, whose draws fall to them; all by default.
+    """
+
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, first: int = 0, of: int | None = None
+    ) -> Tensor: ...
 
 
-def mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+def mirrored(images: Tensor, generator: torch.Generator, first: int = 0, of: int | None = None) -> Tensor:
     """Each of the images (n, C, h, w) mirrored left to right, or not."""
-    chosen = torch.rand(len(images), generator=generator) < 0.5
+    drawn = torch.rand(len(images) if of is None else of, generator=generator)
+    chosen = drawn[first : first + len(images)] < 0.5
     return torch.where(chosen.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor, generator: torch.Generator, first: int = 0, of: int | None = None) -> Tensor:
     """Each of the images (n, C, h, w) shifted by up to 1 / SHIFT_SHARE of its side; zeros enter."""
     count, channels, height, width = images.shape
     device = images.device
     most = min(height, width) // SHIFT_SHARE
-    shift = torch.randint(0, 2 * most + 1, (2, count, 1), generator=generator).to(device)
+    drawn = torch.randint(0, 2 * most + 1, (2, count if of is None else of, 1), generator=generator)
+    shift = drawn[:, first : first + count].to(device)
     rows = (shift[0] + torch.arange(height, device=device))[:, None, :, None]
     columns = (shift[1] + torch.arange(width, device=device))[:, None, None, :]
     which = torch.arange(count, device=device).view(-1, 1, 1, 1)
@@ -58,8 +67,8 @@ def changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     )
 
 
-def familiar(dense: nn.Module, batches: Sequence[Batch]) -> list[Variation]:
-    """Which of ``mirrored`` and ``shifted`` leave the dense model most of its predictions.
+def familiar(dense: nn.Module, batches: Iterable[Batch]) -> Generator[Progress, None, list[Variation]]:
+    """Which of ``mirrored`` and ``shifted`` leave the dense model most of its predictions, step by step.
 
     A mirrored car is a car, but a mirrored digit is something that the dense model never saw, and to
     imitate it there would waste the few parameters of a pruned model. Both are taken where the model
@@ -70,15 +79,18 @@ def familiar(dense: nn.Module, batches: Sequence[Batch]) -> list[Variation]:
         batches: of a single input of images (n, C, h, w).
     """
     variations: tuple[Variation, ...] = (mirrored, shifted)
-    kept = [0] * len(variations)
+    kept, examples = [0] * len(variations), 0
     generator = torch.Generator().manual_seed(0)
+    asking = Progress(0.0, "asking which augmentation the dense model knows")
     for batch in batches:
+        yield asking
         output = evaluate.first_tensor(evaluate.forward(dense, batch))
         if output.ndim != 2 or output.shape[1] < 2:
             return list(variations)
+        examples += len(batch)
         for index, vary in enumerate(variations):
+            yield asking
             other = changed(batch, functools.partial(vary, generator=generator))
             again = evaluate.first_tensor(evaluate.forward(dense, other))
             kept[index] += int((again.argmax(1) == output.argmax(1)).sum())
-    enough = FAMILIAR_SHARE * sum(len(batch) for batch in batches)
-    return [vary for vary, count in zip(variations, kept, strict=True) if count >= enough]
+    return [vary for vary, count in zip(variations, kept, strict=True) if count >= FAMILIAR_SHARE * examples]

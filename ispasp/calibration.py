@@ -151,6 +151,23 @@ def digest(batches: Iterable[Batch]) -> str:
     return sha.hexdigest()
 
 
+def copies(batches: Iterable[Batch], among: Iterable[Batch]) -> int:
+    """How many examples of ``batches`` have the very inputs of one of ``among``."""
+    seen = {identity for batch in among for identity in _identities(batch)}
+    return sum(identity in seen for batch in batches for identity in _identities(batch))
+
+
+def _identities(batch: Batch) -> list[bytes]:
+    """A digest of each example's inputs, labels apart."""
+    hashes = [hashlib.sha256() for _ in range(len(batch))]
+    for value in batch.to(torch.device("cpu")).tensors:
+        rows = value.detach().reshape(len(value), -1) if value.numel() else value.new_empty(len(value), 0)
+        # As bytes, since numpy knows no bfloat16.
+        for hashed, row in zip(hashes, rows.contiguous().view(torch.uint8).numpy(), strict=True):
+            hashed.update(row)
+    return [hashed.digest() for hashed in hashes]
+
+
 def _check(value: Tensor, reference: Tensor, number: int, what: str) -> None:
     if value.ndim == 0 or value.shape[0] == 0:
         raise CalibrationError(

@@ -1,56 +1,80 @@
-"""The command line: ``python -m ispasp prune|sweep|sensitivity|resume|export|bench|profile|report|
-notebook|blocks|models``.
+"""The command line: ``python -m ispasp prune|sweep|sensitivity|finetune|resume|export|bench|profile|
+report|notebook|blocks|models|theory``.
 
 What a script reads goes to standard output; progress and errors go to standard error. The exit
-status is 0, or 2 when what was given cannot be used, or 130 when interrupted.
+status is 0, or 2 when what was given cannot be used, or 130 when interrupted. Under ``torchrun`` the
+first of the processes writes and prints; the first that fails says why, and all end alike.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ispasp import commands, datasets, models, selectors, zoo
+from ispasp import commands, datasets, models, processes, selectors, theory_commands, zoo
 from ispasp.deployment import commands as deployment
 from ispasp.deployment import providers
 from ispasp.deployment.precisions import PRECISIONS
 from ispasp.errors import ISpaSPError
 from ispasp.run_settings import KINDS, RunSettings
 from ispasp.settings import ALLOCATIONS, HIDDEN_SUMS, RECONSTRUCTIONS
+from ispasp.tuning import commands as tuning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     try:
         options = _parser().parse_args(arguments)
-        options.command(options)
+        with processes.joined(getattr(options, "device", "auto")) as group, _heard(group.leads):
+            if not options.together:
+                processes.check_alone(f"The command {options.name}")
+            options.command(options)
     except ISpaSPError as error:
-        print(f"ispasp: {error}", file=sys.stderr)
-        return 2
+        return _ended(str(error), 2)
     except KeyboardInterrupt:
-        print(
-            "ispasp: interrupted; nothing was left half-written, and 'python -m ispasp resume' lists what can go on.",
-            file=sys.stderr,
+        return _ended(
+            "interrupted; nothing was left half-written, and 'python -m ispasp resume' lists what can go on.",
+            130,
         )
-        return 130
     return 0
+
+
+@contextlib.contextmanager
+def _heard(leads: bool) -> Iterator[None]:
+    """Let only the process that leads print."""
+    with contextlib.ExitStack() as stack:
+        if not leads:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+def _ended(why: str, status: int) -> int:
+    if processes.first_to_end():
+        print(f"ispasp: {why}", file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ispasp", description="Structured pruning with i-SpaSP.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, help: str, does: ModuleType = commands) -> argparse.ArgumentParser:
+    def add(
+        name: str, help: str, does: ModuleType = commands, together: bool = False
+    ) -> argparse.ArgumentParser:
         command = subparsers.add_parser(name, help=help)
-        command.set_defaults(command=getattr(does, name))
+        command.set_defaults(name=name, command=getattr(does, name), together=together)
         command.add_argument("--json", action="store_true", help="print one JSON object")
         return command
 
-    prune = add("prune", "prune a model, measure it, save it")
+    prune = add("prune", "prune a model, measure it, save it", together=True)
     _add_settings(prune)
     prune.add_argument(
         "--budget",
@@ -76,7 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(
         add("sensitivity", "what pruning every block alone does to the output, over a grid of ratios")
     )
-    resume = add("resume", "go on with a run or a sweep that was cut off")
+    finetune = add(
+        "finetune", "train a saved run further, and save the result as a new run", tuning, together=True
+    )
+    _add_run(finetune)
+    tuning.add_options(finetune)
+    resume = add("resume", "go on with a run, a sweep or a fine-tuning that was cut off", together=True)
     resume.add_argument("id", nargs="?", help="its name; without one, all that were cut off are listed")
     export = add("export", "write a saved run as ONNX files, compare them with torch, time them", deployment)
     _add_run(export)
@@ -110,6 +139,13 @@ def _parser() -> argparse.ArgumentParser:
     notebook.add_argument("--out", type=Path, metavar="FILE", help="the notebook (RUN.ipynb)")
     _add_model(add("blocks", "what can be pruned in a model, and why the rest cannot"))
     add("models", "the sample models")
+    theory_commands.add_options(
+        add(
+            "theory",
+            "how compressible a model's blocks are, and what the paper's theorem makes of it",
+            theory_commands,
+        )
+    )
     return parser
 
 

@@ -15,6 +15,7 @@ from ispasp import (
     budget_tables,
     find_blocks,
     notebook_export,
+    processes,
     result,
     runs,
     sensitivity_run,
@@ -35,6 +36,9 @@ from ispasp.sensitivity_run import SensitivityDone
 from ispasp.settings import check_keep
 from ispasp.sweeps import RunRefused, SweepSettings
 from ispasp.terminal import table, value_of, watch, write_new
+from ispasp.tuning import commands as tuning_commands
+from ispasp.tuning import runs as tuning_runs
+from ispasp.tuning.attempt import FOLDER as TUNING
 
 
 def _run_settings(options: argparse.Namespace) -> RunSettings:
@@ -71,8 +75,12 @@ def prune(options: argparse.Namespace) -> None:
     """Prune a model, measure it, save it."""
     settings = _run_settings(options)
     if options.budget:
+        processes.check_alone("A search within a budget")
         return _budget(options, settings)
-    *_, finished, saved = watch(runs.execute(settings, store.default_folder(), options.out, allow_code=True))
+    seen = watch(runs.execute(settings, store.default_folder(), options.out, allow_code=True))
+    if not processes.here().leads:
+        return
+    *_, finished, saved = seen
     assert isinstance(finished, Finished) and isinstance(saved, RunSaved)
     report, path = finished.result.report, saved.path
     summary: dict[str, Any] = {
@@ -129,18 +137,27 @@ def sweep(options: argparse.Namespace) -> None:
 def resume(options: argparse.Namespace) -> None:
     """Go on with what was cut off; without a name, list what there is."""
     folder = store.default_folder()
+    if options.id is not None and (folder / TUNING / Path(options.id).name).is_dir():
+        return tuning_commands.resume(options)
     cut_off, begun = unfinished.find(folder), sweeps.unfinished(folder)
     if options.id is None:
+        tunings = tuning_runs.find(folder)
         for run in cut_off:
             print(f"{run.run_id}  {run.blocks_done} of {run.blocks_total or 'all'} blocks done")
         for one in begun:
             print(f"{one.id}  sweep, {sum(map(bool, one.finished))} of {len(one.finished)} runs done")
-        if not cut_off and not begun:
+        for each in tunings:
+            print(
+                f"{each.run_id}  fine-tuning of {each.parent}, {each.epochs_done} of {each.epochs_total} epochs done"
+            )
+        if not cut_off and not begun and not tunings:
             print(f"ispasp: nothing was cut off in {folder}.", file=sys.stderr)
         return
     if found := next((one for one in begun if one.id == options.id), None):
+        processes.check_alone("A sweep")
         seen: list[Any] = watch(sweeps.execute(found.settings, folder, id=found.id, allow_code=True))
     elif (folder / unfinished.FOLDER / Path(options.id).name).is_dir():
+        processes.check_alone("A pruning run that was cut off")
         seen = watch(runs.resume(folder, options.id, allow_code=True))
     else:
         raise RunError(

@@ -123,8 +123,10 @@ def trade_off_figure(
                 hoverinfo="skip",
             )
         )
-    for made in sorted({row.made for row in info.rows}, key=_order):
-        _points(figure, info, made, dark)
+    for made, tuned in sorted(
+        {(row.made, row.tuned) for row in info.rows}, key=lambda way: (_order(way[0]), way[1])
+    ):
+        _points(figure, info, made, tuned, dark)
     if info.dense:
         figure.add_trace(
             go.Scatter(
@@ -155,20 +157,21 @@ def _order(made: tuple[str, str]) -> tuple[int, str, str]:
     return (known.index(made[0]) if made[0] in known else len(known), *made)
 
 
-def _points(figure: go.Figure, info: TradeOff, made: tuple[str, str], dark: bool) -> None:
-    at = [i for i, row in enumerate(info.rows) if row.made == made]
+def _points(figure: go.Figure, info: TradeOff, made: tuple[str, str], tuned: str, dark: bool) -> None:
+    """The runs of one way to prune; those that were fine-tuned have a dot within or around their symbol."""
+    at = [i for i, row in enumerate(info.rows) if (row.made, row.tuned) == (made, tuned)]
     paint = colour(made[0], dark)
     figure.add_trace(
         go.Scatter(
             x=info.x[at],
             y=info.y[at],
             mode="markers",
-            name=made_words(made),
+            name=", ".join(filter(None, (made_words(made), tuned))),
             marker={
-                "symbol": _SYMBOLS.get(made[1], "x"),
+                "symbol": _SYMBOLS.get(made[1], "x") + ("-dot" if tuned else ""),
                 "size": 11,
                 "color": paint,
-                "line": {"width": 2 if made[1] == "none" else 0, "color": paint},
+                "line": {"width": 2 if made[1] == "none" or tuned else 0, "color": paint},
             },
             # Every run stays as visible as it is when one is clicked.
             selected={"marker": {"opacity": 1}},
@@ -284,10 +287,15 @@ def residuals_by_keep(runs: Sequence[tuple[Row, Mapping[str, Any]]]) -> Residual
     """Residual of every block against the fraction kept of it. Only runs that differ in nothing else make a line.
 
     Args:
-        runs: every run and its report. Where there are more than ``PANELS`` blocks, those
-            with the largest residuals stay.
+        runs: every run and its report; one that was fine-tuned without being pruned again has the residuals of the
+            run it was made from, and is left out where that is there. Where there are more than ``PANELS`` blocks,
+            those with the largest residuals stay.
     """
     values: dict[str, dict[tuple[tuple[str, str], str], list[tuple[float, float]]]] = {}
+    there = {row.run_id for row, _ in runs}
+    runs = [
+        (row, report) for row, report in runs if row.lineage.get("tuned") not in there or _by_block(report)
+    ]
     also = _what_differs([row for row, _ in runs])
     for row, report in runs:
         for block in report["blocks"]:
@@ -307,6 +315,12 @@ def residuals_by_keep(runs: Sequence[tuple[Row, Mapping[str, Any]]]) -> Residual
     shown = shown[shown > 0]
     log = len(shown) > 0 and bool(shown.max() > LOG_FROM * shown.min())
     return ResidualsByKeep(names, tuple(lines), log, len(values) - len(names))
+
+
+def _by_block(report: Mapping[str, Any]) -> bool:
+    """Whether a run was pruned again while it was fine-tuned."""
+    tuning = report.get("tuning")
+    return isinstance(tuning, Mapping) and bool(tuning.get("after_block"))
 
 
 def _what_differs(rows: Sequence[Row]) -> dict[str, str]:

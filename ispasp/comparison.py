@@ -14,6 +14,7 @@ import torch
 
 from ispasp.errors import RunError, SettingError
 from ispasp.evaluate import Predictions
+from ispasp.narrative import tuned_words
 from ispasp.result import RunRecord
 from ispasp.store import RunSummary, export_report
 from ispasp.vocabulary import refit_words, selector_words
@@ -52,6 +53,7 @@ class Row:
         seconds: how long the run took.
         lineage: what the run is part of, such as ``{"sweep": ID}``.
         samples, seed, distil: as the run was made.
+        tuned: how it was fine-tuned last (``narrative.tuned_words``); empty where it was only pruned.
         conditions: name and value of the other settings that decide what a block loses.
     """
 
@@ -73,6 +75,7 @@ class Row:
     samples: int | None
     seed: int | None
     distil: int
+    tuned: str = ""
     conditions: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -88,9 +91,9 @@ class Row:
 
     @property
     def title(self) -> str:
-        """``"keep 0.5, i-SpaSP, re-fit asymmetric"``."""
+        """``"keep 0.5, i-SpaSP, re-fit asymmetric, fine-tuned, quick"``."""
         keep = "keep per block" if self.keep is None else f"keep {self.keep:g}"
-        return f"{keep}, {made_words(self.made)}"
+        return ", ".join(filter(None, (keep, made_words(self.made), self.tuned)))
 
 
 def made_words(made: tuple[str, str]) -> str:
@@ -150,7 +153,11 @@ def _row(run: RunSummary) -> Row:
         samples=_whole(settings.get("samples")),
         seed=_whole(settings.get("seed")),
         distil=_whole(settings.get("distil")) or 0,
-        conditions=tuple((key, _said(settings[key])) for key in _CONDITIONS if key in settings),
+        tuned=tuned_words(settings),
+        conditions=(
+            *((key, _said(settings[key])) for key in _CONDITIONS if key in settings),
+            ("fine-tuning", tuned_words(settings) or "none"),
+        ),
     )
 
 
@@ -349,23 +356,23 @@ def table_csv(found: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["run", "name", "model", "weights", "data", "keep", "selector", "reconstruct", "distil", "samples", "seed",
-         "macs", "macs_of_dense", "parameters", "parameters_of_dense", "accuracy", "accuracy_change", "agreement",
-         "examples", "speedup", "seconds", "finished_at", *(f"lineage_{key}" for key in _lineages(found))]
+        ["run", "name", "model", "weights", "data", "keep", "selector", "reconstruct", "distil", "tuned", "samples",
+         "seed", "macs", "macs_of_dense", "parameters", "parameters_of_dense", "accuracy", "accuracy_change",
+         "agreement", "examples", "speedup", "seconds", "finished_at", *(f"lineage_{key}" for key in _lineages(found))]
     )  # fmt: skip
     if found:
         dense, family = found[0].dense, found[0].family
         writer.writerow(
-            ["dense", "dense", *family[:3], 1, "", "", "", "", "", dense.macs, 1, dense.parameters, 1,
+            ["dense", "dense", *family[:3], 1, "", "", "", "", "", "", dense.macs, 1, dense.parameters, 1,
              _cell(dense.accuracy), 0, 1, family.examples, 1, "", "", *("" for _ in _lineages(found))]
         )  # fmt: skip
     for row in found:
         writer.writerow(
             [row.run_id, row.name, *row.family[:3], _cell(row.keep), row.selector, row.reconstruct, row.distil,
-             _cell(row.samples), _cell(row.seed), row.macs, _cell(row.macs / max(row.dense.macs, 1)), row.parameters,
-             _cell(row.parameters / max(row.dense.parameters, 1)), _cell(row.accuracy), _cell(row.change),
-             _cell(row.agreement), row.family.examples, _cell(row.speedup), _cell(row.seconds), row.finished_at,
-             *(row.lineage.get(key, "") for key in _lineages(found))]
+             row.tuned, _cell(row.samples), _cell(row.seed), row.macs, _cell(row.macs / max(row.dense.macs, 1)),
+             row.parameters, _cell(row.parameters / max(row.dense.parameters, 1)), _cell(row.accuracy),
+             _cell(row.change), _cell(row.agreement), row.family.examples, _cell(row.speedup), _cell(row.seconds),
+             row.finished_at, *(row.lineage.get(key, "") for key in _lineages(found))]
         )  # fmt: skip
     return out.getvalue()
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 DATASETS = ("cifar10", "mnist")
 PAIR_DATASETS = ("nli",)
-SPLITS = ("calibration", "test")
+SPLITS = ("calibration", "test", "train")  # the calibration examples are training examples
+TRAINING_PAIRS = 20_000  # written anew in seconds; the grammar has more
+MAX_TRAINING_PAIRS = 200_000
 _MEMBER = re.compile(r"(?P<split>[a-z]+)/(?P<label>\w+)/\d+\.(jpg|png)")
 _CHANNELS = {"L": 1, "RGB": 3}
 
@@ -105,7 +107,7 @@ Examples = TypeVar("Examples", Images, Pairs)
 
 
 def sample_images(dataset: str, split: str, folder: Traversable | None = None) -> Images:
-    """The shipped images of a data set: 512 to calibrate with, 1,000 to test with.
+    """The shipped images of a data set: 512 to calibrate with, 1,000 to test with, and more to train on.
 
     They come one class after the other in turn, so that any prefix holds each class equally
     often, give or take one. Classes are in alphabetical order, which is that of the sample
@@ -113,8 +115,9 @@ def sample_images(dataset: str, split: str, folder: Traversable | None = None) -
 
     Args:
         dataset: one of ``DATASETS``.
-        split: ``"calibration"`` (training images) or ``"test"``.
-        folder: where ``data/<dataset>.zip`` lies; the shipped ``sample_models`` by default.
+        split: ``"calibration"`` (the first 512 of the training images), ``"test"`` or ``"train"``.
+        folder: where ``data/<dataset>.zip`` and ``data/<dataset>_train.zip`` lie; the shipped ``sample_models`` by
+            default.
 
     Raises:
         SettingError: the data set or split is unknown.
@@ -123,7 +126,7 @@ def sample_images(dataset: str, split: str, folder: Traversable | None = None) -
     if dataset not in DATASETS:
         raise SettingError(f"Unknown data set {dataset!r}: choose one of {listing(DATASETS)}.")
     _check_split(split)
-    file = f"data/{dataset}.zip"
+    file = f"data/{dataset}{'_train' if split == 'train' else ''}.zip"
     content = read_shipped(file, folder)
     try:
         return _decode(content, split)
@@ -142,8 +145,29 @@ def sample_images(dataset: str, split: str, folder: Traversable | None = None) -
         raise damaged(file, error) from error
 
 
-def sample_pairs(dataset: str, split: str) -> Pairs:
-    """The sentence pairs of a data set: 512 to calibrate with, 1,000 to test with.
+def training_count(dataset: str) -> int:
+    """How many examples of a data set there are to train on, told without decoding one.
+
+    Raises:
+        SettingError: the data set is unknown.
+        ModelError: the archive is missing or damaged.
+    """
+    if dataset in PAIR_DATASETS:
+        return TRAINING_PAIRS
+    if dataset not in DATASETS:
+        raise SettingError(
+            f"Unknown data set {dataset!r}: choose one of {listing(DATASETS + PAIR_DATASETS)}."
+        )
+    file = f"data/{dataset}_train.zip"
+    try:
+        with zipfile.ZipFile(io.BytesIO(read_shipped(file))) as archive:
+            return len(archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise damaged(file, error) from error
+
+
+def sample_pairs(dataset: str, split: str, training: int = TRAINING_PAIRS) -> Pairs:
+    """The sentence pairs of a data set: 512 to calibrate with, 1,000 to test with, and more to train on.
 
     They are written anew at each call by ``sample_models.nli_grammar``, always the same. Any prefix
     holds each class equally often, give or take one; classes are in the order of the sample model's
@@ -151,15 +175,18 @@ def sample_pairs(dataset: str, split: str) -> Pairs:
 
     Args:
         dataset: one of ``PAIR_DATASETS``.
-        split: ``"calibration"`` (training pairs) or ``"test"``.
+        split: ``"calibration"`` (the first 512 of the training pairs), ``"test"`` or ``"train"``.
+        training: how many training pairs, at least 1; 10,000 are written in about 3 seconds.
 
     Raises:
-        SettingError: the data set or split is unknown.
+        SettingError: the data set or split is unknown, or there cannot be so many.
     """
     if dataset not in PAIR_DATASETS:
         raise SettingError(f"Unknown data set {dataset!r}: choose one of {listing(PAIR_DATASETS)}.")
     _check_split(split)
-    pairs = nli_grammar.pairs(*(("test", 1000) if split == "test" else ("train", 512)))
+    check_whole_number("training", training, at_least=1, at_most=MAX_TRAINING_PAIRS)
+    count = {"calibration": 512, "test": 1000, "train": training}[split]
+    pairs = nli_grammar.pairs("test" if split == "test" else "train", count)
     return Pairs(
         tuple(pair.premise for pair in pairs),
         tuple(pair.hypothesis for pair in pairs),
@@ -175,7 +202,7 @@ def sample_batches(
 
     Args:
         name: one of ``ispasp.zoo.names()``.
-        split: ``"calibration"`` or ``"test"``.
+        split: ``"calibration"``, ``"test"`` or ``"train"``.
         samples: how many examples ``choose`` takes; None for all, in order.
         seed: of that choice.
         batch_size: examples per batch, at least 1.

@@ -6,6 +6,7 @@ import platform
 
 import torch
 
+from ispasp import processes
 from ispasp.errors import DeviceError, listing
 
 
@@ -20,17 +21,20 @@ def available() -> list[str]:
 def pick(name: str | torch.device = "auto") -> torch.device:
     """The device called ``name``; ``"auto"`` picks CUDA, then MPS, then the CPU.
 
+    Of several GPUs, ``"auto"`` and ``"cuda"`` mean the first, or this process's own (``ispasp.processes``).
+
     Raises:
         DeviceError: the name is unknown, or no such device is here.
     """
-    if str(name) == "auto":
-        return torch.device(available()[0])
     found = available()
+    own = f"cuda:{processes.here().device_index}"
+    if str(name) == "auto":
+        return torch.device(own if own in found else found[0])
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         raise DeviceError(f"Unknown device {name!r}: choose auto or one of {listing(found)}.") from None
-    wanted = "cuda:0" if str(device) == "cuda" else str(device)
+    wanted = own if str(device) == "cuda" else str(device)
     if wanted not in found:
         raise DeviceError(f"Device {name!s} is not here: choose auto or one of {listing(found)}.")
     return torch.device(wanted)

@@ -27,6 +27,8 @@ from ispasp.records import (
     Started,
 )
 from ispasp.result import RunRecord
+from ispasp.tuning.memory import CheckpointMissed
+from ispasp.tuning.records import EpochDone
 from ispasp.vocabulary import example_word
 
 SHOWN = 24
@@ -65,6 +67,8 @@ def watched(events: Iterable[Event]) -> Iterator[Event]:
                     left = narrative.residual(event.relative_residual)
                     text = f"{event.block}, iteration {event.t}, residual {left}"
                     bar.set_description_str(text, refresh=False)
+                elif isinstance(event, EpochDone):
+                    bar.set_description_str(narrative.epoch_sentence(event), refresh=False)
                 bar.update(0)  # draws at most ten times a second
                 yield event
     finally:
@@ -91,6 +95,7 @@ def run_html(run: RunRecord) -> str:
     told += [
         f"{name} {escape(str(settings[name]))}" for name in ("selector", "reconstruct") if name in settings
     ]
+    told += [escape(words)] if (words := narrative.tuned_words(settings)) else []
     return _parts(
         f"<div>{', '.join(told)}</div>",
         _table(columns, [[escape(row.get(name, "–")) for name in columns] for row in rows]),
@@ -100,7 +105,8 @@ def run_html(run: RunRecord) -> str:
 
 
 def remark_lines(run: RunRecord) -> list[str]:
-    """What a person should know about the outcome: the distillation, ``narrative.remarks``, and the run's notes."""
+    """What a person should know about the outcome: the distillation, the fine-tuning, ``narrative.remarks``, and the
+    run's notes."""
     settings, report, keep = run.settings, run.report, run.settings.get("keep")
     told = narrative.remarks(
         report,
@@ -108,8 +114,8 @@ def remark_lines(run: RunRecord) -> list[str]:
         keep if isinstance(keep, Mapping) else settings.get("keep_by_block"),
         str(settings.get("allocation", "uniform")),
     )
-    distilled = narrative.distil_sentence(report)
-    return [*([distilled] if distilled else []), *told, *map(str, settings.get("notes", ()))]
+    trained = filter(None, (narrative.distil_sentence(report), narrative.tuned_sentence(report)))
+    return [*trained, *told, *map(str, settings.get("notes", ()))]
 
 
 def blocks_pruned_html(blocks: Sequence[BlockPruned]) -> str:
@@ -259,6 +265,18 @@ def distilled_html(event: Distilled) -> str:
         f"<div>Distilled in {narrative.plural(event.steps, 'step')}: objective {event.objective_before:.3g} → "
         f"{event.objective_after:.3g}</div>"
     )
+
+
+@html.register
+def epoch_done_html(event: EpochDone) -> str:
+    """What an epoch of fine-tuning came to."""
+    return f"<div>{escape(narrative.epoch_sentence(event))}</div>"
+
+
+@html.register
+def checkpoint_missed_html(event: CheckpointMissed) -> str:
+    """That what is done could not be written down."""
+    return f"<div>{escape(event.problem)}</div>"
 
 
 @html.register

@@ -1,14 +1,8 @@
 """Label-free recovery: train the sliced model towards the dense one on the calibration data alone.
 
-The objective, over N examples, is
-
-    mean over points p of  sum ||dense_p - pruned_p||^2 / sum ||dense_p||^2   +   0.1 KL(dense || pruned)
-
-where the points are the outputs of residual blocks and stages (inner modules that have modules of their
-own and give tensors of one shape in both models) and of the model itself, and KL is the mean divergence of
-the two softmax outputs at temperature 2. No label enters. Images are mirrored and shifted, where the
-dense model is used to that, and until the last fifth of the steps blended with one another; batch norms
-normalise by the batch. docs/experiments.md tells what else was tried.
+The objective is that of ``ispasp.tuning.objective``. Images are mirrored and shifted, where the dense model is
+used to that, and until the last fifth of the steps blended with one another; batch norms normalise by the
+batch. docs/experiments.md tells what else was tried.
 
 Half precision could not hold the steps: such models are trained in single precision, and what is measured
 and returned are the weights cast back.
@@ -24,27 +18,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ispasp import calibration as calibration_data
 from ispasp import device as devices
-from ispasp import evaluate, padding
+from ispasp import evaluate
 from ispasp.augmentation import Variation, changed, familiar, mixed
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError, ModelError, SettingError
 from ispasp.records import Progress
 from ispasp.settings import check_whole_number
+from ispasp.tuning.copies import (
+    images_last,
+    is_narrow,
+    set_batch_norms,
+    single,
+    snapshot,
+    to_channels_last,
+    types_of,
+    working,
+)
+from ispasp.tuning.objective import Distance, Sums
 
 BATCH_SIZE = 64  # examples of a step
-TEMPERATURE = 2.0
-DIVERGENCE_WEIGHT = 0.1
 MIXED_SHARE = 0.8  # of the steps, from the first, in which images are blended
 RATE_WITH_BATCH_NORM = 4e-3
 RATE = 1e-3
 MEASUREMENTS = 4  # how often the objective is measured on the way; the best weights seen are kept
-OUTPUT = ""  # the point that is the model's own output
 
 
 @dataclass(frozen=True)
@@ -153,55 +154,16 @@ def distil_steps(
     return _Distillation(pruned, dense, batches, seed, batch_size).run(steps, learning_rate)
 
 
-class _Points:
-    """What the inner modules of one model gave in its last forward call."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._seen: dict[str, Tensor] = {}
-        self._hooks = [
-            module.register_forward_hook(functools.partial(self._keep, name))
-            for name, module in model.named_modules()
-            if name and any(True for _ in module.children())
-        ]
-
-    def _keep(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, (tuple, list)) and output:
-            output = output[0]
-        # A stage gives what its last block gave: that counts once. A module called again counts again.
-        if not isinstance(output, Tensor) or any(output is known for known in self._seen.values()):
-            return
-        call = sum(1 for known in self._seen if known.partition("#")[0] == name)
-        self._seen[f"{name}#{call}"] = output
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Floating-point outputs by name of the inner module, and the model's own as ``OUTPUT``."""
-        self._seen = {}
-        copied = batch.copy()  # a model may overwrite its inputs
-        output = evaluate.first_tensor(self.model(*copied.inputs, **copied.keywords))
-        seen, self._seen = self._seen, {}
-        inner = {name: v for name, v in seen.items() if v.is_floating_point() and v is not output}
-        return {**inner, OUTPUT: output}
-
-    def close(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-
 class _Distillation:
     """One distillation on copies of both models."""
 
     def __init__(
         self, pruned: nn.Module, dense: nn.Module, batches: Sequence[Batch], seed: int, batch_size: int
     ) -> None:
-        for model in (pruned, dense):
-            if not isinstance(model, nn.Module):
-                raise ModelError(f"The model is a {type(model).__name__}; give a torch.nn.Module.")
+        self.widened = is_narrow((pruned, dense))
         self.given, self.dense_given = pruned, dense
-        self.types = {name: value.dtype for name, value in pruned.state_dict().items()}
-        values = [*pruned.parameters(), *dense.parameters()]
-        self.widened = any(v.is_floating_point() and v.dtype.itemsize < 4 for v in values)
-        self.batches = [changed(batch, _single) for batch in batches] if self.widened else batches
+        self.types = types_of(pruned)
+        self.batches = [changed(batch, single) for batch in batches] if self.widened else batches
         self.batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.examples = sum(len(batch) for batch in batches)
@@ -217,21 +179,18 @@ class _Distillation:
         began = time.perf_counter()
         yield Progress(0.0, "comparing with the dense model")
         device = self.batches[0].tensors[0].device
-        pruned, dense = (evaluate.copy_to(model, device) for model in (self.given, self.dense_given))
-        for model in (dense, pruned):
-            if self.widened:
-                model.float()
-            what = "single-precision calibration" if self.widened else "calibration"
-            evaluate.try_forward(model, self.batches[0], what)
-        self.channels_last = self.images and _to_channels_last((pruned, dense), self.batches[0].first(2))
-        self.pruned, self.dense = _Points(pruned), _Points(dense)
+        dense, pruned = (
+            working(model, device, self.batches[0], self.widened, "calibration")
+            for model in (self.dense_given, self.given)
+        )
+        self.channels_last = self.images and to_channels_last((pruned, dense), self.batches[0].first(2))
+        self.distance = Distance(pruned, dense)
         parameters = [p.requires_grad_() for p in pruned.parameters() if p.is_floating_point()]
         if not parameters:
             raise ModelError(f"{type(pruned).__name__} has no parameters, so there is nothing to distil.")
         dense.requires_grad_(False)
         if self.images:
-            self.variations = familiar(dense, self.batches)
-            yield Progress(0.0, "comparing with the dense model")
+            self.variations = yield from familiar(dense, self.batches)
         before = best = yield from self._objective(0.0)
         if not math.isfinite(before):
             raise ModelError(
@@ -251,7 +210,7 @@ class _Distillation:
                 break
             done = step + 1
             if done in measured_at:
-                trained = _snapshot(pruned)
+                trained = snapshot(pruned)
                 cast = {name: value.to(self.types[name]) for name, value in trained.items()}
                 pruned.load_state_dict(cast)
                 objective = yield from self._objective(done / steps)
@@ -261,7 +220,7 @@ class _Distillation:
             yield Progress(done / steps, f"distilling, step {done} of {steps}")
         if done < steps:
             yield Progress(1.0, f"distilling stopped at step {done} of {steps}: the loss is not finite")
-        self.pruned.close()
+        self.distance.close()
         model = evaluate.copy_to(self.given, device)
         if weights is not None:
             model.load_state_dict(weights)
@@ -271,11 +230,9 @@ class _Distillation:
         """One gradient step; False, and no step, where the loss is not finite."""
         with torch.enable_grad():
             batch = self._draw(blend)
-            _set_mode(self.pruned.model, training=len(batch) > 1)
-            errors, divergence = self._compare(batch)
-            terms = [error / self.energies[name] for name, error in errors.items() if name in self.energies]
-            error = sum(terms) * self.examples / max(1, len(terms))
-            loss = (error + DIVERGENCE_WEIGHT * divergence) / len(batch)
+            pruned = self.distance.pruned
+            set_batch_norms(pruned.model, training=len(batch) > 1)
+            loss = self.distance.loss(batch, pruned(batch)) / len(batch)
             if not math.isfinite(loss.item()):
                 return False
             optimiser.zero_grad()
@@ -285,58 +242,13 @@ class _Distillation:
 
     def _objective(self, done: float) -> Generator[Progress, None, float]:
         """The objective over all calibration data, in eval mode and without augmentation."""
-        self.pruned.model.eval()
-        energies: dict[str, float] = {}
-        errors: dict[str, float] = {}
-        divergence = 0.0
+        pruned, sums = self.distance.pruned, Sums()
+        pruned.model.eval()
         for batch in self.batches:
             with torch.no_grad():
-                found, part = self._compare(batch, energies)
-            for name, error in found.items():
-                errors[name] = errors.get(name, 0.0) + error.item()
-            divergence += part.item()
+                self.distance.measure(batch, pruned(batch), sums)
             yield Progress(done, "comparing with the dense model")
-        self.energies = {name: energy for name, energy in energies.items() if energy > 0}
-        relative = [errors[name] / energy for name, energy in self.energies.items()]
-        return sum(relative) / max(1, len(relative)) + DIVERGENCE_WEIGHT * divergence / self.examples
-
-    def _compare(
-        self, batch: Batch, energies: dict[str, float] | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Squared errors of the points and the divergence of the outputs, summed over the examples.
-
-        Args:
-            batch: n examples.
-            energies: where given, the dense model's squared norms are added to it.
-
-        Raises:
-            ModelError: the models' outputs differ in shape or are no floating-point numbers.
-        """
-        with torch.no_grad():
-            wanted = self.dense(batch)
-        got = self.pruned(batch)
-        wanted, got = (
-            {name: padding.counted(batch.mask, value) for name, value in values.items()}
-            for values in (wanted, got)
-        )
-        target, output = wanted[OUTPUT], got[OUTPUT]
-        if output.shape != target.shape or not output.is_floating_point():
-            raise ModelError(
-                f"The pruned model gives {tuple(output.shape)} {output.dtype}, the dense one "
-                f"{tuple(target.shape)} {target.dtype}; give a model and the one that was pruned from it."
-            )
-        shared = [name for name, value in got.items() if name in wanted and wanted[name].shape == value.shape]
-        if energies is not None:
-            for name in shared:
-                energy = wanted[name].float().square().sum().item()
-                energies[name] = energies.get(name, 0.0) + energy
-        errors = {name: (got[name].float() - wanted[name].float()).square().sum() for name in shared}
-        classes = evaluate.class_dimension(output)
-        if classes is None:  # a number per example, not a distribution
-            return errors, output.new_zeros(())
-        log_p, log_q = ((v.float() / TEMPERATURE).log_softmax(classes) for v in (target, output))
-        predictions = max(1, output.numel() // output.shape[classes] // len(batch))
-        return errors, F.kl_div(log_q, log_p, reduction="sum", log_target=True) / predictions
+        return self.distance.settle(sums)
 
     def _draw(self, blend: bool) -> Batch:
         """The next examples in random order, every one as often as the others; images varied."""
@@ -355,35 +267,4 @@ class _Distillation:
         if self.images:
             for vary in [*self.variations, mixed] if blend else self.variations:
                 drawn = changed(drawn, functools.partial(vary, generator=self.generator))
-        return changed(drawn, _images_last) if self.channels_last else drawn
-
-
-# Another layout of images (N, C, h, w) in memory, with the channels together.
-_images_last = functools.partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
-
-
-def _to_channels_last(models: Sequence[nn.Module], few: Batch) -> bool:
-    """Bring the models to the layout in which convolutions are faster, in place, if they run in it."""
-    try:
-        for model in models:
-            evaluate.forward(model.to(memory_format=torch.channels_last), few, torch.channels_last)
-    except RuntimeError:  # a view that it does not allow, or parameters of five dimensions
-        for model in models:
-            model.to(memory_format=torch.contiguous_format)
-        return False
-    return True
-
-
-def _single(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
-
-
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def _set_mode(model: nn.Module, training: bool) -> None:
-    """Batch norms normalise by the batch where asked for; dropout and the rest stay in eval mode."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.train(training)
+        return changed(drawn, images_last) if self.channels_last else drawn

@@ -21,6 +21,10 @@ class CalibrationError(ISpaSPError):
     """Calibration or evaluation data is empty, of the wrong shape or type, or not finite."""
 
 
+class NoLabelsError(CalibrationError):
+    """Training data have no labels, and some are asked for."""
+
+
 class DeviceError(ISpaSPError):
     """The device asked for is absent or unknown."""
 
@@ -35,6 +39,10 @@ class RunError(ISpaSPError):
 
 class UnderWorkError(RunError):
     """A process works on this run or sweep now."""
+
+
+class ProcessError(RunError):
+    """Another process of the same launch has ended or stands still, or the launch is incomplete."""
 
 
 class ExportError(ISpaSPError):

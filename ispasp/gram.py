@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ispasp import processes
 from ispasp.device import widest_float
 from ispasp.errors import CalibrationError, SettingError
 from ispasp.residual import Consumer
@@ -161,8 +162,9 @@ def collect(
             positions += len(rows)
     if matrix is None or sums is None:
         raise AssertionError("a block has at least one batch")
+    matrix = processes.total(matrix)
     _mirror(matrix)
-    return Gram(matrix, sums, positions)
+    return Gram(matrix, processes.total(sums), int(processes.total_number(positions)))
 
 
 def _mirror(matrix: Tensor) -> None:
@@ -198,7 +200,7 @@ def collect_blocks(consumer: Consumer, hidden: Sequence[Tensor], size: int) -> T
             total += part
     if total is None:
         raise AssertionError("a block has at least one batch")
-    return total
+    return processes.total(total)
 
 
 def diagonal_blocks(matrix: Tensor, size: int) -> Tensor:

@@ -16,36 +16,18 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from ispasp.errors import ISpaSPError, SettingError
+from ispasp.job_states import Snapshot, State
 from ispasp.records import Iteration, Progress
+
+__all__ = ["Job", "Registry", "Snapshot", "State", "Work", "registry"]
 
 log = logging.getLogger(__name__)
 
 Work = Callable[[], Iterator[Any]]
-
-
-class State(Enum):
-    """Where a job is. The value is the word a person reads."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    PAUSED = "paused"
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "stopped"
-
-    @property
-    def ended(self) -> bool:
-        return self in (State.FINISHED, State.FAILED, State.CANCELLED)
-
-    @property
-    def live(self) -> bool:
-        """Whether the job may change without anybody pressing anything."""
-        return self in (State.QUEUED, State.RUNNING)
 
 
 class _Wish(Enum):
@@ -57,47 +39,6 @@ class _Wish(Enum):
     CANCEL = 4
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What a job looked like at one moment.
-
-    Attributes:
-        version: rises with every change; equal versions are equal snapshots but for ``seconds`` and ``seconds_left``.
-        events: every event so far except ``Progress``, in order.
-        stopping: cancel or pause was asked for and the job has not come to it yet.
-        ahead: jobs before this one in the queue of its device, the running one included; 0 unless queued.
-        done: fraction of the whole work in [0, 1].
-        doing: what the job does now, in words; may be empty.
-        seconds_left: estimate from the pace so far, in seconds; None while it cannot be told.
-        seconds: time spent working, in seconds; waiting and pauses not counted.
-        error: the sentence of a failed job; empty otherwise.
-        submitted, started, finished: seconds since the epoch; None while not yet.
-    """
-
-    id: str
-    title: str
-    device: str
-    subject: str
-    state: State
-    version: int
-    events: tuple[Any, ...]
-    stopping: bool
-    ahead: int
-    done: float
-    doing: str
-    seconds_left: float | None
-    seconds: float
-    error: str
-    submitted: float
-    started: float | None
-    finished: float | None
-
-    @property
-    def live(self) -> bool:
-        """Whether the job may change without anybody pressing anything: a paused one that is being ended, too."""
-        return self.state.live or self.stopping
-
-
 class Job:
     """One piece of work and its controls. Made by :meth:`Registry.submit`; all methods are thread-safe.
 
@@ -105,7 +46,14 @@ class Job:
     """
 
     def __init__(
-        self, registry: Registry, title: str, work: Work, device: str, subject: str, paused: bool
+        self,
+        registry: Registry,
+        title: str,
+        work: Work,
+        device: str,
+        subject: str,
+        paused: bool,
+        finish: Callable[[], None] | None,
     ) -> None:
         self.id = uuid.uuid4().hex[:12]
         self.title = title
@@ -116,9 +64,12 @@ class Job:
         self.finished: float | None = None
         self.state = State.PAUSED if paused else State.QUEUED
         self.error = ""
+        self._failure: type[BaseException] | None = None
         self._registry = registry
         self._changed = registry._changed
         self._work: Work | None = work
+        self._finish = finish
+        self._finishing = False
         self._wish = _Wish.PAUSE if paused else _Wish.RUN
         self._version = 0
         self._events: list[Any] = []
@@ -147,6 +98,16 @@ class Job:
         """End after the event under way; the generator is closed, so its ``finally`` blocks run."""
         self._ask(_Wish.CANCEL)
 
+    def finish(self) -> None:
+        """Have the work come to its end with what it has, where it can; a paused job goes on for that."""
+        with self._changed:
+            if self._finish is None or self.state.ended or self._wish is _Wish.CANCEL:
+                return
+            if not self._finishing:
+                self._finishing = True
+                self._finish()
+            self._ask(_Wish.RUN)
+
     def wait(self, *states: State, timeout: float = 60.0) -> bool:
         """Block until the job is in one of ``states`` (any ended state by default); False on timeout."""
         with self._changed:
@@ -170,12 +131,14 @@ class Job:
                 version=self._version,
                 events=self._frozen,
                 stopping=self._stopping(),
+                finishing=self._finishing and not self.state.ended,
                 ahead=self._registry._ahead(self),
                 done=done,
                 doing=self._progress.doing,
                 seconds_left=None if self.state.ended else self._seconds_left(seconds, done),
                 seconds=seconds,
                 error=self.error,
+                failure=self._failure,
                 submitted=self.submitted,
                 started=self.started,
                 finished=self.finished,
@@ -259,6 +222,7 @@ class Job:
 
     def _drive(self) -> None:
         state, error = State.FINISHED, ""
+        failure: type[BaseException] | None = None
         events: Iterator[Any] | None = None
         try:
             while True:
@@ -275,19 +239,19 @@ class Job:
                 self._note(event)
                 del event  # the list owns it; a local name would outlive the job's retention
         except ISpaSPError as problem:
-            state, error = State.FAILED, str(problem)
+            state, error, failure = State.FAILED, str(problem), type(problem)
         except BaseException as problem:  # even SystemExit must not leave the device taken
             log.exception("job %s (%s) failed", self.id, self.title)
-            state, error = State.FAILED, _unexpected(problem)
+            state, error, failure = State.FAILED, _unexpected(problem), type(problem)
         try:
             if state is State.CANCELLED and isinstance(events, Generator):
                 events.close()
         except Exception:
             log.exception("job %s (%s) failed while it was being closed", self.id, self.title)
         with self._changed:
-            self._work = None
+            self._work = self._finish = None
             self._registry._leave(self)
-            self.error = error
+            self.error, self._failure = error, failure
             if state is State.FINISHED:
                 self._progress = Progress(1.0, self._progress.doing)
             self._set(state)
@@ -318,7 +282,15 @@ class Registry:
         self._retain = retain
         self._most_open = most_open
 
-    def submit(self, title: str, work: Work, device: str, paused: bool = False, subject: str = "") -> Job:
+    def submit(
+        self,
+        title: str,
+        work: Work,
+        device: str,
+        paused: bool = False,
+        subject: str = "",
+        finish: Callable[[], None] | None = None,
+    ) -> Job:
         """Start ``work`` (called in the job's own thread) as soon as ``device`` is free.
 
         Args:
@@ -327,6 +299,7 @@ class Registry:
             device: name of the slot; jobs with equal names run one after the other.
             paused: begin standing still; ``step`` or ``run`` sets it going.
             subject: what the job is about, such as the run it exports, for :meth:`about`.
+            finish: sets what the work looks at to come to its end early, with what it has; for :meth:`Job.finish`.
 
         Raises:
             SettingError: too many jobs are open.
@@ -337,7 +310,7 @@ class Registry:
                     f"{self._most_open} jobs are open, which is the most this server keeps: "
                     "stop one of them on the Runs page, then start again."
                 )
-            job = Job(self, title, work, device, subject, paused)
+            job = Job(self, title, work, device, subject, paused, finish)
             self._jobs[job.id] = job
             if not paused:
                 self._enqueue(job)

@@ -9,6 +9,8 @@ import numpy as np
 
 from ispasp.algorithm import candidate_count
 from ispasp.records import BlockPruned, BlockStarted, Iteration
+from ispasp.tuning.records import EpochDone
+from ispasp.tuning.settings import PRESETS
 from ispasp.vocabulary import Way, selector_words
 
 
@@ -223,17 +225,85 @@ def distil_sentence(report: Mapping[str, Any]) -> str:
     return f"{took}: objective {distil['objective_before']:.3g} → {distil['objective_after']:.3g}."
 
 
-def model_stages(report: Mapping[str, Any]) -> list[str]:
-    """The models that a run has figures of: ``["dense", "pruned and re-fitted", "distilled"]``."""
+def epoch_sentence(done: EpochDone) -> str:
+    """``"Epoch 3 of 15 after block fc1: loss 0.412, held out 0.431, accuracy 87.9 %; the best so far."``"""
+    after = f" after block {done.stage}" if done.stage else ""
+    accuracy = "" if done.accuracy is None else f", accuracy {percent(done.accuracy)}"
+    best = "; the best so far" if done.best else ""
+    return (
+        f"Epoch {done.epoch} of {done.epochs}{after}: loss {done.loss:.3g}, held out {done.held_out_loss:.3g}{accuracy}"
+        f"{best}."
+    )
+
+
+def tuned_sentence(report: Mapping[str, Any]) -> str:
+    """What fine-tuning did: ``"Fine-tuned for 15 epochs, the best is the 12th, 8 min 05 s: accuracy 70.9 % → 76.0 %."``
+
+    What ended it early follows. Empty where there was none.
+    """
+    tuning = report.get("tuning")
+    if not tuning:
+        return ""
+    done, best = tuning["epochs_done"], tuning["best_epoch"]
+    kept = f", the best is the {ordinal(best)}" if best else ", none better than before" if done else ""
+    if tuning["after_block"]:
+        kept = " after the blocks and at the end"
+    said = f"Fine-tuned for {plural(done, 'epoch')}{kept}, {duration(tuning['seconds'])}"
+    before, after = tuning.get("accuracy_before"), report.get("accuracy_after")
+    if before is not None and after is not None:
+        began = " of the dense model" if tuning["after_block"] else ""
+        said += f": accuracy {percent(before)}{began} → {percent(after)}"
+    return f"{said}. {tuning['stopped']}".strip()
+
+
+def tuned_words(settings: Mapping[str, Any]) -> str:
+    """How a run was fine-tuned last: ``"fine-tuned, quick"``; empty for one that was only pruned."""
+    tuning = settings.get("tuning")
+    if not isinstance(tuning, Mapping):
+        return ""
+    random = " from random weights" if tuning.get("start") == "random" else ""
+    again = " again" if tuning.get("earlier") and not random else ""
+    preset = tuning.get("preset")
+    known = f", {preset}" if isinstance(preset, str) and preset in PRESETS else ""
+    return f"fine-tuned{again}{random}{known}"
+
+
+class _Stage(NamedTuple):
+    """One of the models that a run has figures of, by its name; its accuracy and agreement before the last."""
+
+    name: str
+    accuracy: float | None = None
+    agreement: float | None = None
+
+
+def _stages(report: Mapping[str, Any]) -> list[_Stage]:
+    """The models between the dense one and the last, and that."""
+    distil, tuning = report.get("distil"), report.get("tuning")
+    if tuning and tuning["after_block"]:
+        return [_Stage("pruned and fine-tuned")]
     refitted = any(block.get("target", "none") != "none" for block in report["blocks"])
-    stages = ["dense", "pruned and re-fitted" if refitted else "pruned"]
-    return [*stages, "then distilled"] if report.get("distil") else stages
+    names = ["pruned and re-fitted" if refitted else "pruned"]
+    befores = []
+    if distil:
+        befores.append(distil)
+        names.append("then distilled")
+    if tuning:
+        befores.append(tuning)
+        names = ["random weights"] if tuning["start"] == "random" else names
+        names.append("then fine-tuned")
+    figures = [(each.get("accuracy_before"), each.get("agreement_before")) for each in befores]
+    return [_Stage(name, *of) for name, of in zip(names, [*figures, (None, None)], strict=True)]
+
+
+def model_stages(report: Mapping[str, Any]) -> list[str]:
+    """The models that a run has figures of: ``["dense", "pruned and re-fitted", "then distilled"]``."""
+    return ["dense", *(stage.name for stage in _stages(report))]
 
 
 def result_rows(
     report: Mapping[str, Any], export: Mapping[str, Any] | None = None, example: str = "image"
 ) -> list[dict[str, str]]:
-    """Dense against pruned, and against distilled where that was done, as rows of words ready for a table.
+    """Dense against pruned, distilled and fine-tuned as far as that was done, as rows of words ready for a table.
 
     Args:
         report: of a finished run.
@@ -253,16 +323,13 @@ def result_rows(
         values["File size"] = f"{export[file]['bytes'] / 1e6:.2f} MB" if export else "after export"
     if export:
         last["Latency"] += f", {export['latency']['ratio']:.2f}×"
-    if distil := report.get("distil"):
+    for stage, between in zip(_stages(report)[:-1], rows[1:-1], strict=True):
         # The same network with other weights: size and speed are those of the last row.
-        then = {
-            **report,
-            "accuracy_after": distil.get("accuracy_before"),
-            "agreement": distil.get("agreement_before"),
-        }
+        then = {**report, "accuracy_after": stage.accuracy, "agreement": stage.agreement}
         for row in comparisons(then, example):
-            rows[1][row.label] = f"{row.pruned}, {row.change}" if row.dense else row.pruned
-        rows[1] |= {"Latency": "as below", "File size": "as below"}
+            between[row.label] = f"{row.pruned}, {row.change}" if row.dense else row.pruned
+        between |= {"Latency": "as below", "File size": "as below"}
+        between |= {name: "unknown" for name in last if name not in between}
     return rows
 
 

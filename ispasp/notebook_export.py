@@ -6,13 +6,15 @@ import dataclasses
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ispasp.errors import RunError
+from ispasp.narrative import plural
 from ispasp.result import RunRecord, load_record
 from ispasp.run_settings import RunSettings
+from ispasp.tuning.request import TuneRequest, epochs_made, history
 
 _WIDTH = 100  # of the code that is written, in characters
 
@@ -74,6 +76,46 @@ for event in display.watched(events):
 result
 """
 
+_TUNING_IMPORTS = """
+from pathlib import Path
+
+from ispasp.deployment.opened_run import OpenedRun
+from ispasp.tuning import figures as tuning_figures
+from ispasp.tuning import schedule
+from ispasp.tuning.data import measured_apart, open_training
+from ispasp.tuning.records import EpochDone
+from ispasp.tuning.request import TuneRequest
+from ispasp.tuning.settings import TuneSettings
+"""
+
+_TUNE = """
+training = open_training(settings, loaded, request{allow})
+print(*training.notes, sep="\\n")
+
+calibration, evaluation = read(data.calibration), read(data.evaluation, "evaluation")
+run = OpenedRun(Path("run"), settings, loaded, result, calibration, evaluation)
+run = measured_apart(run, training, request)
+{made}for event in display.watched(schedule.steps(run, training.set, request{stop}{allow})):
+    if isinstance(event, ispasp.Finished):
+        result = event.result
+{counted}result
+"""
+
+_COUNTED = """\
+    if isinstance(event, EpochDone):
+        epochs.append(event)
+"""
+
+_TUNED = """
+tuning_figures.curves_figure(tuning_figures.report_info(result.report))
+"""
+
+_SAME_MEASURES = """
+then = {measured}
+for name, before in then.items():
+    print(f"{{name}}: {{result.report[name]}} here, {{before}} in the run")
+"""
+
 _ITERATIONS = """
 started = result.blocks_started[0]  # another number shows another block
 done = result.blocks_pruned[started.index]
@@ -110,7 +152,13 @@ To have the run in the app's list of runs, make it there:
 from ispasp import runs, store
 
 *_, saved = display.watched(runs.execute(settings, store.default_folder(){allow}))
-```
+{tune}```
+"""
+
+_TUNE_THERE = """\
+from ispasp.tuning import runs as tuning_runs
+
+*_, saved = display.watched(tuning_runs.execute(saved.path, request, store.default_folder(){allow}))
 """
 
 
@@ -150,17 +198,19 @@ def notebook(settings: RunSettings, record: RunRecord) -> bytes:
 
 
 def _cells(settings: RunSettings, record: RunRecord) -> Iterator[tuple[str, str]]:
-    sources = (settings.model, str(settings.data_source()))
+    tunings = history(record.settings)
+    sources = (settings.model, str(settings.data_source()), *(request.train for request in tunings))
     python = any(source.startswith("python:") for source in sources)
     allow = ", allow_code=True" if python else ""
+    trains = " and fine-tunes it" if tunings else ""
     yield (
         "markdown",
         f"# A run of i-SpaSP, repeated\n\n`{_harmless(settings.model)}`, keep ratio {float(settings.keep):g}. This "
-        "notebook prunes the model once more with the library, exactly as the run did, and checks at the end "
+        f"notebook prunes the model once more{trains} with the library, exactly as the run did, and checks at the end "
         "that the same groups were selected in every block.\n\n"
         "It needs `ispasp` where Python finds it: `pip install --editable .` in its repository.",
     )
-    yield "code", _IMPORTS
+    yield "code", _IMPORTS + (_TUNING_IMPORTS if tunings else "")
     yield "markdown", "## Settings\n\nEverything that decides what the run gives." + _about_paths(settings)
     yield "code", _call("settings = RunSettings", dataclasses.asdict(settings))
     if isinstance(versions := record.settings.get("versions"), Mapping):
@@ -194,6 +244,7 @@ def _cells(settings: RunSettings, record: RunRecord) -> Iterator[tuple[str, str]
     yield "code", _BLOCKS.format(keep=keep)
     options = [f.name for f in dataclasses.fields(settings.prune_settings())]
     yield "code", _PRUNE.format(options="\n".join(f"    {name}=settings.{name}," for name in options))
+    yield from _tuning_cells(tunings, record, allow)
     yield "markdown", "## Figures\n\nWhat is left of the dense model, and what every block lost."
     yield "code", "figures.comparison_figure(result.report)"
     yield "code", "figures.blocks_figure(result.blocks_pruned)"
@@ -208,7 +259,57 @@ def _cells(settings: RunSettings, record: RunRecord) -> Iterator[tuple[str, str]
     )
     yield "code", _sets({block.block.name: block.selected for block in record.blocks_pruned})
     yield "code", _CHECK
-    yield "markdown", _TAKE_AWAY.replace("{allow}", allow)
+    # Of several fine-tunings the last alone would not be that run.
+    there = _TUNE_THERE if len(tunings) == 1 else ""
+    take_away = _TAKE_AWAY if len(tunings) < 2 else _TAKE_AWAY.partition("To have the run in the app")[0]
+    yield "markdown", take_away.replace("{tune}", there).replace("{allow}", allow)
+
+
+def _tuning_cells(tunings: Sequence[TuneRequest], record: RunRecord, allow: str) -> Iterator[tuple[str, str]]:
+    """The fine-tunings, in their order, each from what the one before it has left."""
+    for number, (request, made) in enumerate(zip(tunings, epochs_made(record.settings), strict=True)):
+        begins = {
+            "pruned": "From the weights so far.",
+            "random": "From random weights of the same shape, the control.",
+        }[request.start]
+        if request.by_block:
+            begins = (
+                "From the dense model again, as in the paper: each block is pruned, to as many groups as before, and "
+                "what is there is trained before the next one comes."
+            )
+        source = f"`{_harmless(request.train)}`" if request.train else "the run's own source of data"
+        yield (
+            "markdown",
+            f"## {'Fine-tune again' if number else 'Fine-tune'}\n\n{begins} The training examples come from {source}; "
+            "none of them is among those that it is measured on, and the "
+            f"{request.settings.held_out:.0%} of them that choose the best epoch are never trained on.",
+        )
+        plain = {
+            f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name != "settings"
+        }
+        yield "code", _call("tune = TuneSettings", dataclasses.asdict(request.settings))
+        yield (
+            "code",
+            _call("request = TuneRequest", plain).replace("TuneRequest(\n", "TuneRequest(\n    tune,\n", 1),
+        )
+        if made is not None:
+            yield (
+                "markdown",
+                f"It ended early in the run, after {plural(made, 'epoch')}, and so it does here.",
+            )
+        yield (
+            "code",
+            _TUNE.format(
+                allow=allow,
+                made="" if made is None else "epochs = []\n",
+                stop="" if made is None else f", stop=lambda: len(epochs) >= {made}",
+                counted="" if made is None else _COUNTED,
+            ),
+        )
+        yield "code", _TUNED
+    if tunings:
+        measured = {name: record.report[name] for name in ("accuracy_after", "agreement")}
+        yield "code", _SAME_MEASURES.format(measured=_literal(measured))
 
 
 def _about_paths(settings: RunSettings) -> str:

@@ -36,18 +36,23 @@ def open_data(settings: RunSettings, loaded: LoadedModel, *, allow_code: bool = 
     Raises:
         CalibrationError, SettingError: they cannot be had, or do not fit the model.
     """
-    output = evaluate.first_tensor(evaluate.forward(loaded.model, loaded.example))
-    classes = evaluate.class_dimension(output)
     return datasets.load(
         settings.data_source(),
         loaded.preparation,
         loaded.classes,
-        outputs=None if classes is None else int(output.shape[classes]),
+        outputs=outputs_of(loaded),
         samples=settings.samples,
         seed=settings.seed,
         evaluation=settings.evaluation,
         allow_code=allow_code,
     )
+
+
+def outputs_of(loaded: LoadedModel) -> int | None:
+    """How many classes a model puts out; None where it puts out none."""
+    output = evaluate.first_tensor(evaluate.forward(loaded.model, loaded.example))
+    classes = evaluate.class_dimension(output)
+    return None if classes is None else int(output.shape[classes])
 
 
 def prunable_blocks(loaded: LoadedModel, kinds: Collection[str] = KINDS) -> list[Block]:

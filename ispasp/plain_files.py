@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import json
 import math
 import secrets
@@ -33,7 +35,8 @@ def write_json(path: Path, plain: Any) -> None:
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be written: {error}. Choose a folder you can write to.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder itself is none
+            partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -65,6 +68,11 @@ def parse(text: str | bytes) -> Any:
         if not level:
             return plain
     raise ValueError("it is nested too deeply")
+
+
+def digest(plain: Any) -> str:
+    """16 characters that follow from plain values, for the name of the file that answers them."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def is_number(value: object) -> bool:

@@ -51,9 +51,9 @@ class ImagePreparation:
         return pixels
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """(N, C, height, width) float32 from uint8 pixels of that shape."""
-        shift = torch.tensor(self.mean).view(-1, 1, 1)
-        return (pixels.float() / 255 - shift) / torch.tensor(self.std).view(-1, 1, 1)
+        """(N, C, height, width) float32 from uint8 pixels of that shape, on their device."""
+        shift, scale = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (pixels.float() / 255).sub_(shift).div_(scale)
 
 
 @dataclass(frozen=True)

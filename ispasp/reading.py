@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ispasp.errors import RunError
 from ispasp.evaluate import Predictions
 from ispasp.plain_files import check_fields, is_number, tuples
 from ispasp.records import ROLES, Block, BlockPruned, BlockStarted, Cut, Distilled, Iteration, Started
+from ispasp.tuning import request as tuning
 
 Event = TypeVar("Event", Iteration, BlockStarted, BlockPruned, Distilled)
 
@@ -49,6 +51,8 @@ def fields_of(
                 raise ValueError(f"block {event.block.name} has the place {event.index}")
         check_settings(plain["settings"])
         check_report(plain["report"], list(blocks))
+        if (plain["settings"].get("tuning") is None) != (plain["report"].get("tuning") is None):
+            raise ValueError("its settings and its report do not agree on whether it was fine-tuned")
     return {
         "settings": plain["settings"],
         "report": plain["report"],
@@ -168,6 +172,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"its setting {key} is no text")
     if not isinstance(settings.get("notes", []), list):
         raise ValueError("its setting notes is no list")
+    try:
+        tuning.epochs_made(settings)
+    except RunError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_report(report: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -194,6 +202,8 @@ def check_report(report: Mapping[str, Any], names: Sequence[str]) -> None:
         _check_values("distillation", distil, ("steps",), whole=True)
         _check_values("distillation", distil, ("seconds", "objective_before", "objective_after"))
         _check_values("distillation", distil, ("accuracy_before", "agreement_before"), optional=True)
+    if report.get("tuning") is not None:
+        tuning.check_report(report["tuning"])
     blocks = report.get("blocks")
     if not isinstance(blocks, list) or not all(isinstance(block, dict) for block in blocks):
         raise ValueError("its report does not say what every block kept")

@@ -16,13 +16,14 @@ What the target is, is decided in ``ispasp.targets``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ispasp import gram as grams
+from ispasp import processes
 from ispasp.device import widest_float
 from ispasp.gram import Gram
 from ispasp.layouts import features
@@ -122,8 +123,8 @@ def refit(
     index = features(selected.nonzero().flatten(), group_size)
     kept = [batch.index_select(consumer.feature_dim, index) for batch in hidden]
     weight = consumer.weight.index_select(1, index)
-    before = sum(squared_norm(part) for part in missing)
-    energy = sum(squared_norm(old + part) for old, part in zip(outputs, missing, strict=True))
+    before = _energy(missing)
+    energy = _energy(old + part for old, part in zip(outputs, missing, strict=True))
     unchanged = outputs[0].new_zeros(len(weight)) if intercept else None
     if not math.isfinite(before + energy):
         reason = "The target of the re-fit is not finite, or too large to square, so the old weights stay."
@@ -137,7 +138,7 @@ def refit(
         change, shift, notes = _solve_sampled(consumer, kept, missing, intercept, ridge)
     change = change.T.reshape(weight.shape).to(outputs[0].dtype)
     steps = [_step(consumer, batch, change, shift) for batch in kept]
-    after = sum(squared_norm(part - step) for part, step in zip(missing, steps, strict=True))
+    after = _energy(part - step for part, step in zip(missing, steps, strict=True))
     if not after <= before:  # NaN compares false
         reason = (
             f"The re-fit would have raised the error ({before:.2e} to {after:.2e}), so the old weights stay."
@@ -171,6 +172,11 @@ def apply(
         old += _step(consumer, batch.index_select(consumer.feature_dim, index), refit.change, shift)
 
 
+def _energy(parts: Iterable[Tensor]) -> float:
+    """The squared norm over all batches, and over all processes that share the data."""
+    return processes.total_number(sum(map(squared_norm, parts)))
+
+
 def _step(consumer: Consumer, kept: Tensor, change: Tensor, shift: Tensor) -> Tensor:
     """What the change of weights and the intercept add to the output of one batch."""
     step = consumer(kept.to(change.dtype), change)
@@ -200,11 +206,12 @@ def _normal(
         sums.add_(targets.sum(0, dtype=wide))
 
     if known is None:
-        return Normal(grams.collect(consumer, kept, add), cross, sums, precision)
-    for number, batch in enumerate(kept):
-        for rows, examples in grams.patches(consumer, batch):
-            add(rows, number, examples)
-    return Normal(known, cross, sums, precision)
+        known = grams.collect(consumer, kept, add)
+    else:
+        for number, batch in enumerate(kept):
+            for rows, examples in grams.patches(consumer, batch):
+                add(rows, number, examples)
+    return Normal(known, processes.total(cross), processes.total(sums), precision)
 
 
 def ridge_for(unknowns: int, positions: int) -> float:
@@ -288,9 +295,11 @@ def _solve_sampled(
     Raises:
         CalibrationError: X or R is not finite.
     """
-    total = sum(_rows(consumer, part[:1]).shape[0] * len(part) for part in missing)
+    own = sum(_rows(consumer, part[:1]).shape[0] * len(part) for part in missing)
+    ends = processes.gathered(torch.tensor([own])).cumsum(0).tolist()
+    total, seen = ends[-1], ends[processes.sharers().rank] - own
     chosen = torch.linspace(0, total - 1, min(total, SAMPLED_POSITIONS)).long().unique()
-    seen, inputs, targets = 0, [], []
+    inputs, targets = [], []
     for batch, part in zip(kept, missing, strict=True):
         for rows, examples in grams.patches(consumer, batch):
             here = chosen[(chosen >= seen) & (chosen < seen + len(rows))] - seen
@@ -298,7 +307,7 @@ def _solve_sampled(
             inputs.append(rows[here])
             targets.append(_rows(consumer, part[examples])[here].to(rows.dtype))
             seen += len(rows)
-    x, r = torch.cat(inputs), torch.cat(targets)
+    x, r = (processes.gathered(torch.cat(parts)) for parts in (inputs, targets))
     mean_x = x.mean(0) if intercept else torch.zeros_like(x[0])
     mean_r = r.mean(0) if intercept else torch.zeros_like(r[0])
     x, r = x - mean_x, r - mean_r

@@ -225,6 +225,11 @@ class BlockPruned(Shown):
     error_after: float | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def whole(self) -> bool:
+        """Whether the block keeps all of its groups."""
+        return len(self.selected) == self.block.groups
+
 
 @dataclass(frozen=True)
 class Distilled(Shown):

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
+from ispasp import processes
 from ispasp.graph import CONVOLUTIONS
 from ispasp.layouts import features
 
@@ -54,6 +55,9 @@ class SplitOutput:
     consumer forward over the data. Another one moves what the groups that entered or left give from
     one part to the other, a small part of a forward.
 
+    Where several processes share the data (``ispasp.processes``), the parts are of this process's share, the
+    energies of all data.
+
     Attributes:
         kept: A_S(H_S) of the latest support, for each consumer and batch.
         lost: V of the latest support, for each consumer and batch.
@@ -86,7 +90,9 @@ class SplitOutput:
         if self.selected is None:
             self.kept = self._parts(selected.int())
             self.lost = self._parts((~selected).int())
-            self.energy = sum(squared_norm(kept + lost) for kept, lost in self._pairs())
+            self.energy = processes.total_number(
+                sum(squared_norm(kept + lost) for kept, lost in self._pairs())
+            )
             self.residual = self.largest = self._lost_norm()
         elif not torch.equal(selected, self.selected):
             moved = self.selected.int() - selected.int()
@@ -132,7 +138,7 @@ class SplitOutput:
         return list(zip(_flat(self.kept), _flat(self.lost), strict=True))
 
     def _lost_norm(self) -> float:
-        return sum(squared_norm(lost) for lost in _flat(self.lost))
+        return processes.total_number(sum(squared_norm(lost) for lost in _flat(self.lost)))
 
 
 def _flat(values: list[list[Tensor]]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ispasp import cores, unfinished
+from ispasp import cores, processes, unfinished
 from ispasp import device as devices
 from ispasp.errors import ISpaSPError, RunError
 from ispasp.opened import Opened, open_all
@@ -29,11 +29,12 @@ class RunSaved:
     path: Path
 
 
-def new_run_id(settings: RunSettings) -> str:
-    """A folder name that says what the run is and sorts by time."""
+def new_run_id(settings: RunSettings, more: str = "") -> str:
+    """A folder name that says what the run is and sorts by time; ``more`` is another word about it."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     model = re.sub(r"[^A-Za-z0-9_]+", "-", settings.model).strip("-")[-40:]
-    return f"{now}-{model}-keep{settings.keep:g}-{secrets.token_hex(4)}"
+    words = f"keep{settings.keep:g}{f'-{more}' if more else ''}"
+    return f"{now}-{model}-{words}-{secrets.token_hex(4)}"
 
 
 def execute(
@@ -50,6 +51,9 @@ def execute(
     The run's folder is written when the run is finished, and then all of it or nothing. Until then every
     finished block is kept (``ispasp.unfinished``), so that ``resume`` can go on where the process was killed.
 
+    Of several processes (``ispasp.processes``) each streams a share of the calibration data, and the first alone
+    writes; the others' last event is ``Finished``.
+
     Args:
         settings: what to do.
         runs_folder: where the run's new folder is made.
@@ -63,11 +67,16 @@ def execute(
     """
     devices.pick(settings.device)
     path = runs_folder / new_run_id(settings) if path is None else path
-    check_new_folder(path)
-    if opened is None:
-        opened = yield from open_all(settings, allow_code=allow_code)
-    with unfinished.begin(path.parent, path.name, settings, lineage) as attempt:
-        yield from _attempted(opened, attempt, path)
+    with processes.shared() as group:
+        if group.leads:
+            check_new_folder(path)
+        if opened is None:
+            opened = yield from open_all(settings, allow_code=allow_code)
+        if not group.leads:
+            yield from opened.variant(settings).events()
+            return
+        with unfinished.begin(path.parent, path.name, settings, lineage) as attempt:
+            yield from _attempted(opened, attempt, path)
     yield RunSaved(path.name, path)
 
 
@@ -110,7 +119,7 @@ def kept_on_disk(events: Iterator[Event], variant: Variant, attempt: Attempt) ->
     """Pass events on, writing down what they have settled for whoever must go on with the run."""
     for event in events:
         if isinstance(event, Started) and attempt.counts is None:
-            attempt.settle(event.keep_groups)
+            attempt.settle_counts(event.keep_groups)
         elif isinstance(event, BlockPruned):
             attempt.keep(event.index, variant.blocks_done[event.index])
             variant.written(event.index)

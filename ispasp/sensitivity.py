@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ispasp import evaluate, masking, padding, reconstruct, selectors, statistics, targets
+from ispasp import evaluate, masking, padding, processes, reconstruct, selectors, statistics, targets
 from ispasp.calibration import Batch
 from ispasp.errors import CalibrationError
 from ispasp.graph import Traced
@@ -210,8 +210,7 @@ def _compare(
     dense: Sequence[Tensor], outputs: Sequence[Tensor], masks: Sequence[Tensor | None], block: Block
 ) -> tuple[float, float | None]:
     """Divergence and agreement of the pruned network's output, as in ``Curve``."""
-    total = count = same = 0.0
-    positions = 0
+    total = count = same = positions = 0.0
     for whole, other, mask in zip(dense, outputs, masks, strict=True):
         expected, output = (padding.counted(mask, value.float()) for value in (whole, other))
         classes = evaluate.class_dimension(output)
@@ -227,6 +226,7 @@ def _compare(
             count += output.numel() / output.shape[classes]
             equal = expected.argmax(classes) == output.argmax(classes)
             same, positions = same + float(equal.sum()), positions + equal.numel()
+    total, count, same, positions = map(processes.total_number, (total, count, same, positions))
     divergence = total / count if count else 0.0
     if not math.isfinite(divergence):
         raise CalibrationError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +114,7 @@ def load(settings: RunSettings, runs_folder: Path, fractions: Sequence[float] = 
 
 def path_of(settings: RunSettings, runs_folder: Path, fractions: Sequence[float] = FINE) -> Path:
     """Where the curves of such settings lie."""
-    text = json.dumps(_deciding(settings, fractions), sort_keys=True)
-    return runs_folder / FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    return runs_folder / FOLDER / f"{plain_files.digest(_deciding(settings, fractions))}.json"
 
 
 def _deciding(settings: RunSettings, fractions: Sequence[float]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from ispasp import gram, padding
+from ispasp import gram, padding, processes
 from ispasp.device import widest_float
 from ispasp.gram import Gram
 from ispasp.graph import Traced
@@ -29,6 +29,9 @@ from ispasp.stream import Stream
 @dataclass(frozen=True)
 class Statistics:
     """A block's statistics over the calibration data, d groups of ``group_size`` features.
+
+    Where several processes share the data (``ispasp.processes``), ``hidden``, ``output`` and ``rows`` are of this
+    process's share, and every sum is over all data.
 
     Attributes:
         block: the block.
@@ -85,7 +88,7 @@ class Statistics:
             )
             squares += norms.to(wide).square().view(self.groups, -1).sum(1)
             count += batch.numel() // self.groups
-        return (squares / max(1, count)).sqrt()
+        return (processes.total(squares) / max(1, processes.total_number(count))).sqrt()
 
     @cached_property
     def patch_sizes(self) -> tuple[int, ...]:
@@ -249,7 +252,8 @@ def _summed(values: Sequence[Tensor], dim: int) -> Tensor:
     wide = widest_float(values[0].device)
     flat = [value if dim == 1 else value.reshape(-1, value.shape[-1]) for value in values]
     single = torch.promote_types(values[0].dtype, torch.float32)
-    return torch.stack([value.sum(0, keepdim=True, dtype=single).to(wide) for value in flat]).sum(0)
+    own = torch.stack([value.sum(0, keepdim=True, dtype=single).to(wide) for value in flat]).sum(0)
+    return processes.total(own)
 
 
 def _check_energy(consumers: Sequence[Consumer], hidden: Sequence[Tensor]) -> None:
@@ -258,7 +262,7 @@ def _check_energy(consumers: Sequence[Consumer], hidden: Sequence[Tensor]) -> No
     Raises:
         CalibrationError: that bound is not finite in the precision that energies are summed in.
     """
-    energy = sum(squared_norm(batch) for batch in hidden)
+    energy = processes.total_number(sum(squared_norm(batch) for batch in hidden))
     most = torch.finfo(torch.promote_types(hidden[0].dtype, torch.float32)).max
     gram.check_finite(energy, most)
     for consumer in consumers:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ispasp import processes
 from ispasp.calibration import Batch
 from ispasp.device import widest_float
 from ispasp.errors import CalibrationError
@@ -123,10 +124,11 @@ class Stream:
         inputs = self._without_padding(self.values[value])  # type: ignore[index]
         rest = [d for d in range(inputs[0].ndim) if d != 1]
         wide = widest_float(inputs[0].device)
-        count = sum(batch[:, 0].numel() for batch in inputs)
+        count = processes.total_number(sum(batch[:, 0].numel() for batch in inputs))
         if count < 2:
             return None
-        new_mean = torch.stack([batch.sum(rest, dtype=wide) for batch in inputs]).sum(0) / count
+        sums = torch.stack([batch.sum(rest, dtype=wide) for batch in inputs]).sum(0)
+        new_mean = processes.total(sums) / count
         shape = [1, -1] + [1] * (len(rest) - 1)
         squares = torch.zeros_like(new_mean)
         for batch in inputs:
@@ -134,7 +136,7 @@ class Stream:
             squares += (single - new_mean.to(single.dtype).view(shape)).square().sum(rest, dtype=wide)
         old_mean, old_variance = self.fixed[mean], self.fixed[variance]  # type: ignore[index]
         self.fixed[mean] = new_mean.to(old_mean.dtype)  # type: ignore[index]
-        new_variance = (squares / count).to(old_variance.dtype)
+        new_variance = (processes.total(squares) / count).to(old_variance.dtype)
         usable = new_variance.isfinite() & (new_variance > CONSTANT_BELOW * old_variance)
         self.fixed[variance] = torch.where(usable, new_variance, old_variance)  # type: ignore[index]
         return self.fixed[mean] - old_mean, self.fixed[variance]  # type: ignore[index]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ispasp import blocks as block_finding
-from ispasp import evaluate
+from ispasp import evaluate, processes
 from ispasp.calibration import Batch, digest
 from ispasp.graph import trace
 from ispasp.records import Block
@@ -25,13 +25,15 @@ class Subject:
         dense: a copy of the model on the device, in eval mode.
         home: the device of the model that was given.
         calibration: the calibration data as given.
-        batches: the same on the device, the probe's examples as the first batch.
+        batches: the same on the device, the probe's examples as the first batch; this process's share where
+            several share them (``ispasp.processes``).
         probe: the few first examples.
         evaluation: the evaluation data; none where accuracy is not measured.
         traced: the dense model as a graph.
         blocks: every candidate, in network order.
         work: rough multiply-adds of one example, for progress.
         examples: number of calibration examples.
+        streamed: how many of them are in ``batches``.
     """
 
     def __init__(
@@ -44,19 +46,20 @@ class Subject:
         """
         Raises:
             ModelError: the model cannot be copied or traced.
-            CalibrationError: it does not run on the data.
+            CalibrationError: it does not run on the data, or there are fewer examples than processes.
         """
         self.device, self.home = device, evaluate.device_of(given)
         self.dense = evaluate.copy_to(given, device)
         self.calibration, self.evaluation = list(calibration), list(evaluation)
-        whole = [batch.to(device) for batch in calibration]
+        whole = [batch.to(device) for batch in processes.share(calibration)]
         self.traced = trace(self.dense, whole[0])
         evaluate.try_forward(self.dense, whole[0], "calibration")
         if self.evaluation:
             evaluate.try_forward(self.dense, self.evaluation[0], "evaluation")
         self.blocks = block_finding.find(self.traced)
         self.work = sum(self.traced.cost(node) for node in self.traced.nodes)
-        self.examples = sum(len(batch) for batch in whole)
+        self.examples = sum(len(batch) for batch in calibration)
+        self.streamed = sum(len(batch) for batch in whole)
         few = max(PROBE_LEAST, self.examples // PROBE_SHARE)
         self.probe = whole[0].first(few)
         rest = [whole[0].after(few)] if len(whole[0]) > few else []

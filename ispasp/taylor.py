@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ispasp import processes
 from ispasp.calibration import Batch
 from ispasp.device import widest_float
 from ispasp.errors import CalibrationError
@@ -44,7 +45,7 @@ def scores(traced: Traced, blocks: Sequence[Block], batches: Sequence[Batch]) ->
     for number, batch in enumerate(batches, start=1):
         for name, part in _batch_scores(traced, blocks, batch, number).items():
             totals[name] = totals[name] + part if name in totals else part
-    return totals
+    return {name: processes.total(value) for name, value in totals.items()}
 
 
 def _batch_scores(traced: Traced, blocks: Sequence[Block], batch: Batch, number: int) -> dict[str, Tensor]:

@@ -10,11 +10,11 @@ import contextlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -34,7 +34,7 @@ FOLDER = ".unfinished"
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ISpaSPError,
 )  # fmt: skip
-_PLAN = "plan.json"
+PLAN = "plan.json"
 PATIENCE = 1.0  # seconds to wait for a lock: whoever lists what is there holds it for a moment
 
 
@@ -59,7 +59,57 @@ class Unfinished:
     lineage: dict[str, str] = field(default_factory=dict)
 
 
-class Attempt:
+class Claim:
+    """Work that was begun, and what there is of it on disk; locked until it is finished, discarded or let go.
+
+    Attributes:
+        folder: where it lies.
+        run_id: that folder's name.
+        plan: what was to be done, as plain values.
+    """
+
+    def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
+        """Take a folder that is there.
+
+        Raises:
+            RunError: another process works on it, or it cannot be read.
+        """
+        self.folder, self.run_id = folder, folder.name
+        self._lock = locked(folder, patience)
+        try:
+            self.plan: dict[str, Any] = json.loads((folder / PLAN).read_text())
+            self.read_plan()
+        except UNREADABLE as error:
+            self._lock.release()
+            raise RunError(
+                f"The interrupted run {self.run_id} cannot be taken up ({error}); discard it and run again."
+            ) from error
+
+    def read_plan(self) -> None:
+        """Take what is needed from ``plan``. Raises any of ``UNREADABLE`` where it is not there."""
+
+    def settle(self, **changed: Any) -> None:
+        """Write down another part of the plan. Raises RunError where the disk is full, or cannot be written."""
+        self.plan |= changed
+        plain_files.write_json(self.folder / PLAN, self.plan)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Leave it as it is, for whoever takes it up."""
+        self._lock.release()
+
+    def discard(self) -> None:
+        """Remove it: the run is saved, or nobody wants it."""
+        remove(self.folder)
+        self._lock.release()
+
+
+class Attempt(Claim):
     """A run under way, and what there is of it on disk; locked until it is finished, discarded or let go.
 
     Attributes:
@@ -70,26 +120,16 @@ class Attempt:
     """
 
     def __init__(self, runs_folder: Path, run_id: str, patience: float = PATIENCE) -> None:
-        """Take the run's folder, which is there.
+        """As ``Claim``; ``run_id`` is the name of what was begun in ``runs_folder``."""
+        super().__init__(inside(runs_folder / FOLDER, run_id), patience)
 
-        Raises:
-            RunError: another process works on it, or it cannot be read.
-        """
-        self.folder, self.run_id = inside(runs_folder / FOLDER, run_id), run_id
-        self._lock = _locked(self.folder, patience)
-        try:
-            self._plan: dict[str, Any] = json.loads((self.folder / _PLAN).read_text())
-            self.settings = RunSettings(**self._plan["settings"])
-            self.lineage: dict[str, str] = dict(self._plan["lineage"])
-            self.counts: list[int] | None = self._plan["counts"]
-            if self.counts is not None and not all(type(count) is int for count in self.counts):
-                raise ValueError("the kept groups are no numbers")
-            self.begun_at, self.threads = str(self._plan["begun_at"]), int(self._plan["threads"])
-        except UNREADABLE as error:
-            self._lock.release()
-            raise RunError(
-                f"The interrupted run {run_id} cannot be taken up ({error}); discard it and run again."
-            ) from error
+    def read_plan(self) -> None:
+        self.settings = RunSettings(**self.plan["settings"])
+        self.lineage: dict[str, str] = dict(self.plan["lineage"])
+        self.counts: list[int] | None = self.plan["counts"]
+        if self.counts is not None and not all(type(count) is int for count in self.counts):
+            raise ValueError("the kept groups are no numbers")
+        self.begun_at, self.threads = str(self.plan["begun_at"]), int(self.plan["threads"])
 
     @property
     def blocks_done(self) -> int:
@@ -105,11 +145,10 @@ class Attempt:
         names = {f"{index:04d}" for index in range(len(self.counts or ()))}
         return sorted(path.name for path in self.folder.iterdir() if path.name in names)
 
-    def settle(self, counts: Sequence[int]) -> None:
+    def settle_counts(self, counts: Sequence[int]) -> None:
         """Write down how many groups each block keeps. Raises RunError as ``keep`` does."""
         self.counts = list(counts)
-        self._plan["counts"] = self.counts
-        plain_files.write_json(self.folder / _PLAN, self._plan)
+        self.settle(counts=self.counts)
 
     def keep(self, index: int, block: BlockDone) -> None:
         """Write down a finished block, unless it is there.
@@ -129,22 +168,7 @@ class Attempt:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-        _written(self.folder, write)
-
-    def __enter__(self) -> Attempt:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Leave it as it is, for whoever takes it up."""
-        self._lock.release()
-
-    def discard(self) -> None:
-        """Remove it: the run is saved, or nobody wants it."""
-        _remove(self.folder)
-        self._lock.release()
+        written(self.folder, write)
 
 
 def begin(
@@ -159,7 +183,6 @@ def begin(
     Raises:
         RunError: the folder cannot be written.
     """
-    folder = inside(runs_folder / FOLDER, run_id)
     plan = {
         "settings": settings.plain(),
         "lineage": dict(lineage or {}),
@@ -167,23 +190,33 @@ def begin(
         "threads": cores.usual() if threads is None else threads,
         "counts": None,
     }
-
-    _written(folder, lambda: folder.mkdir(parents=True))
-    try:
-        plain_files.write_json(folder / _PLAN, plan)
-    except RunError:
-        _remove(folder)
-        raise
+    begin_at(inside(runs_folder / FOLDER, run_id), plan)
     return Attempt(runs_folder, run_id)
+
+
+def begin_at(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Make the folder of new work, with its plan.
+
+    Raises:
+        RunError: there is work of that name, or it cannot be written.
+    """
+    if folder.is_dir():
+        raise RunError(
+            f"{folder.name} was begun already and is not finished: go on with it ('python -m ispasp resume "
+            f"{folder.name}'), discard it, or choose another name."
+        )
+    written(folder, lambda: folder.mkdir(parents=True))
+    try:
+        plain_files.write_json(folder / PLAN, plan)
+    except RunError:
+        remove(folder)
+        raise
 
 
 def find(runs_folder: Path) -> list[Unfinished]:
     """The runs that were cut off, newest first; those that a live process works on are left out."""
     found = []
-    for name in _names_in(runs_folder / FOLDER):
-        if (runs_folder / name / "run.json").is_file():
-            discard(runs_folder, name)  # it was saved, and the process killed before it could tidy up
-            continue
+    for name in begun(runs_folder, FOLDER):
         with contextlib.suppress(RunError, OSError), Attempt(runs_folder, name, 0) as attempt:
             total = len(attempt.counts or ())
             found.append(
@@ -194,30 +227,49 @@ def find(runs_folder: Path) -> list[Unfinished]:
     return sorted(found, key=lambda run: (run.begun_at, run.run_id), reverse=True)
 
 
-def _names_in(place: Path) -> list[str]:
+def begun(runs_folder: Path, kind: str) -> list[str]:
+    """Names of the work in the folder ``kind`` whose run is not saved."""
+    names = []
+    for name in _named(runs_folder / kind):
+        if (runs_folder / name / "run.json").is_file():
+            with contextlib.suppress(
+                UnderWorkError
+            ):  # it is saved now, else the process was killed just behind that
+                discard(runs_folder, name, kind)
+        else:
+            names.append(name)
+    return names
+
+
+def _named(place: Path) -> list[str]:
     try:
         found = [path for path in place.iterdir() if path.name[0] != "."]
-        return [path.name for path in found if (path / _PLAN).is_file()]
+        return [path.name for path in found if (path / PLAN).is_file()]
     except OSError:
         return []
 
 
-def discard(runs_folder: Path, run_id: str) -> None:
-    """Remove what a run has left; nothing happens where there is nothing.
+def discard(runs_folder: Path, run_id: str, kind: str = FOLDER) -> None:
+    """Remove what a run has left in the folder ``kind``; nothing happens where there is nothing.
 
     Raises:
         UnderWorkError: a process works on it.
         RunError: it is no run's name.
     """
-    folder = inside(runs_folder / FOLDER, run_id)
+    folder = inside(runs_folder / kind, run_id)
     if folder.is_dir():
-        lock = _locked(folder, 0)
-        _remove(folder)
+        lock = locked(folder, 0)
+        remove(folder)
         lock.release()
 
 
-def _locked(folder: Path, patience: float) -> FileLock:
-    """A lock that is held. It lies beside the folder, so that taking it never makes one."""
+def locked(folder: Path, patience: float = PATIENCE) -> FileLock:
+    """A lock that is held. It lies beside the folder, so that taking it never makes one.
+
+    Raises:
+        UnderWorkError: a process holds it for longer than ``patience``, seconds.
+        RunError: there is no such folder.
+    """
     lock = FileLock(folder.with_name(f".{folder.name}.lock"), thread_local=False)
     try:
         if not folder.is_dir():
@@ -230,7 +282,7 @@ def _locked(folder: Path, patience: float) -> FileLock:
     return lock
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove a folder that is locked, and its lock; gone at once for whoever lists what is there."""
     gone = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.gone")
     with contextlib.suppress(OSError):
@@ -241,7 +293,8 @@ def _remove(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _written(folder: Path, write: Any) -> None:
+def written(folder: Path, write: Callable[[], object]) -> None:
+    """Call ``write``, which writes to ``folder``. Raises RunError where the disk is full, or cannot be written."""
     try:
         write()
     except (OSError, SafetensorError, TypeError, ValueError) as error:

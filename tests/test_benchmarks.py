@@ -116,10 +116,10 @@ def test_the_figure_has_a_line_per_selector_and_bars_over_seeds(measured: Path) 
 
 @torch.no_grad()
 def test_evaluated_greedy_selection_is_gfs() -> None:
-    fresh, hidden, weight = selection_cost.two_layers(30, examples=50, seed=1)
-    order, evaluations, _ = selection_cost.evaluated_gfs(hidden, weight, kept=12)
+    layer = selection_cost.two_layers(30, examples=50, seed=1)
+    order, evaluations, _ = selection_cost.evaluated(layer, kept=12)
     assert evaluations == selection_cost.evaluations_needed(30, 12)
-    last = list(selectors.get("gfs")(fresh(), 12, SelectorSettings()))[-1]
+    last = list(selectors.get("gfs")(layer.statistics(), 12, SelectorSettings()))[-1]
     assert sorted(order) == list(last.selected)
 
 

@@ -61,8 +61,7 @@ def test_shipped_images_have_their_counts_shapes_and_types(dataset, shape, split
     assert len(images.images.flatten(1).unique(dim=0)) == count
 
 
-@pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
-@pytest.mark.parametrize("split", ["calibration", "test"])
+@pytest.mark.parametrize("dataset, split", [(d, s) for d in data.DATASETS for s in data.SPLITS])
 def test_any_prefix_is_balanced(dataset: str, split: str):
     labels = data.sample_images(dataset, split).labels
     counts = torch.nn.functional.one_hot(labels, 10).cumsum(0)
@@ -96,17 +95,20 @@ def test_colour_channels_come_in_the_order_red_green_blue(tmp_path: Path):
     assert images.images[0, :, 1, 2].tolist() == [250, 120, 5]
 
 
-def test_calibration_and_test_share_no_image():
-    for dataset in data.DATASETS:
-        parts = [data.sample_images(dataset, split).images.flatten(1) for split in data.SPLITS]
-        assert len(torch.cat(parts).unique(dim=0)) == 1512
+@pytest.mark.parametrize("dataset, count", [("cifar10", 20_000), ("mnist", 4000)])
+def test_no_test_image_is_trained_on_and_calibration_images_are_training_images(dataset: str, count: int):
+    calibration, test, train = (data.sample_images(dataset, split) for split in data.SPLITS)
+    assert len(train) == count
+    assert len(torch.cat([test.images, train.images]).flatten(1).unique(dim=0)) == 1000 + count
+    assert torch.equal(calibration.images, train.images[:512])
+    assert torch.equal(calibration.labels, train.labels[:512])
 
 
 def test_unknown_names_list_the_known():
     with pytest.raises(SettingError, match="'imagenet'.*cifar10 and mnist"):
         data.sample_images("imagenet", "test")
-    with pytest.raises(SettingError, match="'train'.*calibration and test"):
-        data.sample_images("mnist", "train")
+    with pytest.raises(SettingError, match="'valid'.*calibration, test and train"):
+        data.sample_images("mnist", "valid")
     # A name is looked up, never used as a path.
     with pytest.raises(SettingError):
         data.sample_images("../data/mnist", "test")
@@ -266,13 +268,23 @@ def test_shipped_pairs_are_the_grammars(split: str, count: int):
     assert int((counts.max(1).values - counts.min(1).values).max()) <= 1
 
 
+def test_training_pairs_begin_with_those_to_calibrate_with():
+    calibration, train = (data.sample_pairs("nli", split, 900) for split in ("calibration", "train"))
+    assert (len(calibration), len(train)) == (512, 900)
+    assert train.premises[:512] == calibration.premises and train.hypotheses[:512] == calibration.hypotheses
+    assert not set(train.hypotheses) & set(data.sample_pairs("nli", "test").hypotheses)
+    for count in (0, data.MAX_TRAINING_PAIRS + 1):
+        with pytest.raises(SettingError, match="training"):
+            data.sample_pairs("nli", "train", count)
+
+
 def test_unknown_pairs_list_the_known():
     with pytest.raises(SettingError, match="'xnli'.*nli"):
         data.sample_pairs("xnli", "test")
-    with pytest.raises(SettingError, match="'train'.*calibration and test"):
-        data.sample_pairs("nli", "train")
-    with pytest.raises(SettingError, match="'train'.*calibration and test"):
-        data.sample_batches("mnist_mlp", "train")
+    with pytest.raises(SettingError, match="'valid'.*calibration, test and train"):
+        data.sample_pairs("nli", "valid")
+    with pytest.raises(SettingError, match="'valid'.*calibration, test and train"):
+        data.sample_batches("mnist_mlp", "valid")
 
 
 def test_pairs_are_chosen_as_images_are():
@@ -317,7 +329,7 @@ def test_sample_batches_of_a_text_model_are_its_pairs():
 @needs_transformers
 def test_padding_occurs_and_is_masked():
     pad = zoo.preparation("nli_bert").tokenizer.pad_token_id
-    for split in data.SPLITS:
+    for split in data.SPLITS[:2]:
         [batch] = data.sample_batches("nli_bert", split, batch_size=1000)
         mask = batch["attention_mask"]
         assert torch.equal(mask == 0, batch["input_ids"] == pad)
@@ -325,3 +337,10 @@ def test_padding_occurs_and_is_masked():
         # Pairs differ in length, none is cut, and padding follows the words.
         assert int(lengths.min()) <= 12 and 20 <= int(lengths.max()) < mask.shape[1]
         assert torch.equal(mask.cumprod(1), mask)
+
+
+def test_training_examples_are_counted_without_being_decoded() -> None:
+    assert data.training_count("mnist") == len(data.sample_images("mnist", "train"))
+    assert data.training_count("nli") == data.TRAINING_PAIRS
+    with pytest.raises(SettingError, match="Unknown data set"):
+        data.training_count("imagenet")

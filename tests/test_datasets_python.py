@@ -96,7 +96,7 @@ def test_too_few_examples_leave_a_fifth_for_the_evaluation(tmp_path: Path):
 def test_what_would_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(python_file, "MAX_INPUT_BYTES", 100)
     endless = "def make():\n    while True:\n        yield torch.zeros(1, 5)"
-    with pytest.raises(CalibrationError, match="fewer calibration samples"):
+    with pytest.raises(CalibrationError, match="fewer calibration examples"):
         load(tmp_path, endless, samples=10**9)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ispasp import evaluate
 from ispasp.calibration import Batch, read
-from ispasp.distil import OUTPUT, _Points, distil, distil_steps
+from ispasp.distil import distil, distil_steps
 from ispasp.errors import CalibrationError
+from ispasp.tuning.objective import OUTPUT, Points
 from tests.small_distillation import finish, mlp, objective_by_hand, pair
 
 
@@ -95,7 +96,7 @@ def test_tokens_and_modules_called_again() -> None:
     dense, pruned = Recurrent(12), Recurrent(3)
     pruned.embed.load_state_dict(dense.embed.state_dict())
     data = [{"tokens": torch.randint(0, 7, (20, 5)), "mask": torch.ones(20, 5)}]
-    points = _Points(dense)(read(data)[0])
+    points = Points(dense)(read(data)[0])
     assert list(points) == ["block#0", "block#1", OUTPUT]
     recovery, _ = finish(distil_steps(pruned, dense, read(data), 60, learning_rate=1e-2))
     assert recovery.objective_after < 0.7 * recovery.objective_before

@@ -149,6 +149,58 @@ def test_a_job_that_never_began_can_be_cancelled(registry: Registry, paused: boo
     assert first.wait(State.FINISHED)
 
 
+def count_until(stopped: threading.Event, gate: threading.Event) -> Iterator[Any]:
+    """Progress until it is told to come to its end, which it says."""
+    done = 0
+    while not stopped.is_set():
+        assert gate.wait(30)
+        done += 1
+        yield Progress(min(0.9, done / 1000), "counting")
+    assert gate.wait(30)
+    yield f"finished early after {done}"
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_finish_brings_the_work_to_its_end_with_what_it_has(registry: Registry, paused: bool) -> None:
+    stopped, gate = threading.Event(), threading.Event()
+    job = registry.submit("count", lambda: count_until(stopped, gate), "cpu", finish=stopped.set)
+    assert job.wait(State.RUNNING) and not job.snapshot().finishing
+    if paused:
+        job.pause()
+        gate.set()
+        assert job.wait(State.PAUSED)
+        gate.clear()
+    job.finish()
+    assert job.wait(State.RUNNING) and stopped.is_set()
+    view = job.snapshot()
+    assert view.finishing and not view.stopping and view.state.live
+    gate.set()
+    assert job.wait(State.FINISHED)
+    view = job.snapshot()
+    assert len(view.events) == 1 and view.events[0].startswith("finished early")
+    assert not view.finishing and view.done == 1.0
+
+
+def test_a_job_that_is_finishing_can_still_be_cancelled_and_then_not_finish(registry: Registry) -> None:
+    stopped, gate = threading.Event(), threading.Event()
+    told: list[str] = []
+    job = registry.submit("count", lambda: count_until(stopped, gate), "cpu", finish=lambda: told.append("x"))
+    assert job.wait(State.RUNNING)
+    job.finish()
+    job.finish()  # it is told once
+    job.cancel()
+    job.finish()
+    gate.set()
+    assert job.wait(State.CANCELLED) and told == ["x"] and job.snapshot().events == ()
+
+
+def test_finish_does_nothing_where_the_work_has_no_such_end(registry: Registry) -> None:
+    job = registry.submit("count", lambda: count(2), "cpu", paused=True)
+    version = job.snapshot().version
+    job.finish()
+    assert job.snapshot().version == version and job.state is State.PAUSED and not job.snapshot().finishing
+
+
 def test_one_slot_per_device_in_order_of_submission(registry: Registry) -> None:
     gate = threading.Event()
     first = registry.submit("first", lambda: count(1, gate=gate), "cpu")

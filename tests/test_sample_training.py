@@ -55,6 +55,23 @@ def test_cifar10_mobilenetv2_is_trained_and_written(monkeypatch, tmp_path: Path,
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
+def test_images_alone_are_written_the_same_at_every_run(monkeypatch, tmp_path: Path, images: Path):
+    monkeypatch.setattr(train, "SHIPPED_CALIBRATION", 6)
+    monkeypatch.setitem(train.SHIPPED_TRAINING, "cifar10", 15)
+    written = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        out.mkdir()
+        run(monkeypatch, "cifar10_resnet20", "--images", str(images), "--out", str(out), "--only-images")
+        assert sorted(path.name for path in out.iterdir()) == ["data"]
+        written.append({path.name: path.read_bytes() for path in (out / "data").iterdir()})
+    assert written[0] == written[1] and set(written[0]) == {"cifar10.zip", "cifar10_train.zip"}
+    calibration, test, training = (data.sample_images("cifar10", s, tmp_path / "one") for s in data.SPLITS)
+    assert (len(calibration), len(test), len(training)) == (6, 20, 15)
+    assert torch.equal(calibration.images, training.images[:6])
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "nli_bert", "--only-images")
+
+
 def test_nli_bert_is_trained_and_written(monkeypatch, tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     for name, value in (("TRAINING_PAIRS", 300), ("TEST_PAIRS", 30), ("STEPS", 12), ("BATCH", 50)):

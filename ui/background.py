@@ -16,14 +16,15 @@ from ispasp.errors import ISpaSPError, SettingError
 from ispasp.jobs import Job, Snapshot, State, Work, registry
 from ispasp.narrative import duration
 from ui import library
-from ui.runs_actions import COMPARE, DEPLOY, PAGES
+from ui.runs_actions import COMPARE, DEPLOY, FINETUNE, PAGES
 from ui.words import HELP, escaped
 
 SWEEP, BUDGET, SENSITIVITY = "sweep", "budget", "sensitivity"
+EXPERIMENT, ROWS, DIGITS = "theory experiment", "rows of blocks", "two-layer networks"
 """The subjects of the jobs."""
 
 
-def _nothing(snapshot: Snapshot) -> None:
+def nothing(snapshot: Snapshot) -> None:
     """Nothing to add."""
 
 
@@ -36,6 +37,8 @@ class Follower(NamedTuple):
         query: the name that the job's id has in the address.
         stop: what Stop does, on hover.
         run: id of the run that the jobs are about, which the address names as well; empty for jobs about none.
+        ends: what Stop is called.
+        finish: what "Stop and keep the best" does, on hover; empty for jobs that have nothing to keep on their way.
     """
 
     subjects: tuple[str, ...]
@@ -43,6 +46,8 @@ class Follower(NamedTuple):
     query: str
     stop: str
     run: str = ""
+    ends: str = "Stop"
+    finish: str = ""
 
     def address(self, job: Job) -> dict[str, str]:
         """The query of the page's address that shows this job."""
@@ -68,10 +73,20 @@ class Follower(NamedTuple):
         if st.query_params.get(self.query) != job.id:
             st.query_params[self.query] = job.id
 
-    def submit(self, title: str, work: Work, device: str, subject: str) -> None:
-        """Start a job on a device by its name in the settings, and follow it; a refusal is told by ``watch``."""
+    def submit(
+        self,
+        title: str,
+        work: Work,
+        device: str,
+        subject: str,
+        finish: Callable[[], None] | None = None,
+    ) -> None:
+        """Start a job on a device by its name in the settings, and follow it; a refusal is told by ``watch``.
+
+        The rest is as ``Registry.submit`` takes it.
+        """
         try:
-            self.follow(registry.submit(title, work, library.slot(device), subject=subject))
+            self.follow(registry.submit(title, work, library.slot(device), subject=subject, finish=finish))
         except ISpaSPError as problem:
             self.refuse(problem)
 
@@ -82,11 +97,13 @@ class Follower(NamedTuple):
     def watch(
         self,
         job: Job | None,
-        ended: Callable[[Snapshot], None] = _nothing,
-        details: Callable[[Snapshot], None] = _nothing,
+        ended: Callable[[Snapshot], None] = nothing,
+        details: Callable[[Snapshot], None] = nothing,
         line: Callable[[Snapshot], str] | None = None,
     ) -> None:
         """How the job goes: a bar and its buttons, looked at every second; the page is drawn anew when it ends.
+
+        A paused job is looked at, too: another tab may have it go on.
 
         Args:
             ended: draws, beside Close, what there is to say or to do once it has ended.
@@ -115,7 +132,7 @@ class Follower(NamedTuple):
                         ended(snapshot)
                 details(snapshot)
 
-        if live:
+        if not state.ended:
             st.fragment(draw, run_every=1.0)()
         else:  # Close changes the rest of the page, too: a button in a fragment draws no more than that anew
             draw()
@@ -129,10 +146,15 @@ class Follower(NamedTuple):
         else:
             st.button(
                 "Pause", key=f"pause_{self.query}", on_click=job.pause, help=HELP["pause"],
-                disabled=snapshot.stopping,
+                disabled=snapshot.stopping or snapshot.finishing,
+            )  # fmt: skip
+        if self.finish:
+            st.button(
+                "Stop and keep the best", key=f"finish_{self.query}", on_click=job.finish, help=self.finish,
+                disabled=snapshot.stopping or snapshot.finishing or not snapshot.events,
             )  # fmt: skip
         st.button(
-            "Stop", key=f"stop_{self.query}", on_click=job.cancel, help=self.stop,
+            self.ends, key=f"stop_{self.query}", on_click=job.cancel, help=self.stop,
             disabled=snapshot.stopping,
         )  # fmt: skip
 
@@ -149,6 +171,10 @@ BUDGETS = Follower(
     "measuring",
     "End this within one step. A run that is finished already stays.",
 )
+THEORY = PAGES / "theory.py"
+EXPERIMENTS = Follower((EXPERIMENT,), THEORY, "experimenting", "End the experiment. Nothing of it is kept.")
+ROW_LOOKS = Follower((ROWS,), THEORY, "looking", "End this within one step. Nothing of it is kept.")
+DIGIT_RUNS = Follower((DIGITS,), THEORY, "comparing", "End this within one step. Nothing of it is kept.")
 
 
 OPERATIONS = {
@@ -163,6 +189,23 @@ def of_run(operation: str, path: Path) -> Follower:
     """Who follows one operation on the run in the folder ``path``: ``"export"``, ``"bench"`` or ``"profile"``."""
     query, stop = OPERATIONS[operation]
     return Follower((f"{operation}:{path}",), DEPLOY, query, stop, path.name)
+
+
+TUNE = "tune"
+
+
+def tuning_of(path: Path) -> Follower:
+    """Who follows the fine-tuning of the run in the folder ``path``."""
+    return Follower(
+        (f"{TUNE}:{path}",),
+        FINETUNE,
+        "tuning",
+        "End the fine-tuning. Nothing of it is kept; the run itself stays as it is.",
+        path.name,
+        ends="Discard",
+        finish="End it after the step under way, and save the best weights so far as a run. Blocks that are still to "
+        "be pruned are pruned without training.",
+    )
 
 
 def under_way(path: Path) -> Job | None:
@@ -195,7 +238,12 @@ def follower(subject: str) -> Follower | None:
     operation, _, path = subject.partition(":")
     if operation in OPERATIONS:
         return of_run(operation, Path(path))
-    return next((one for one in (SWEEPS, BUDGETS) if subject in one.subjects), None)
+    if operation == TUNE:
+        return tuning_of(Path(path))
+    return next(
+        (one for one in (SWEEPS, BUDGETS, EXPERIMENTS, ROW_LOOKS, DIGIT_RUNS) if subject in one.subjects),
+        None,
+    )
 
 
 def status(snapshot: Snapshot) -> str:
@@ -206,6 +254,8 @@ def status(snapshot: Snapshot) -> str:
     if snapshot.state is State.RUNNING:
         left = "" if snapshot.seconds_left is None else f" · about {duration(snapshot.seconds_left)} left"
         doing = "ending" if snapshot.stopping else snapshot.doing or "starting"
+        if snapshot.finishing and not snapshot.stopping:
+            doing, left = f"finishing, {doing}", ""
         return f"{title}: {escaped(doing)}{left}"
     if snapshot.state is State.FINISHED:
         return f"{title}: finished in {duration(snapshot.seconds)}"

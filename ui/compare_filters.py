@@ -47,8 +47,8 @@ def family_words(family: Family) -> str:
 
 
 def part_of(row: Row) -> str:
-    """``"sweep ID"``; of several words, as a budget has them, the first."""
-    return next((f"{kind} {id}" for kind, id in row.lineage.items() if kind != "role"), SINGLE)
+    """``"sweep ID"``; of several words, as a budget has them, the first. What was fine-tuned is part of nothing."""
+    return next((f"{kind} {id}" for kind, id in row.lineage.items() if kind not in ("role", "tuned")), SINGLE)
 
 
 def part_words(part: str) -> str:

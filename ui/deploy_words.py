@@ -30,6 +30,7 @@ PROVIDERS = {
 HELP = {
     "run": "Finished runs, newest first. The choice is in the address, so that this page can be shared.",
     "open": "Look at every step of this run.",
+    "finetune": "Train this run to win accuracy back; the result is a run of its own.",
     "precisions": "FP32 is always written: it is the model as it is. Each of the others is made from it by "
     "onnxruntime's own tools, dense and pruned. **FP16** halves the file; a processor without half-precision "
     "arithmetic gains no speed from it. **INT8 dynamic** stores the weights of matrix products in 8 bits and scales "

@@ -16,7 +16,7 @@ from ispasp.jobs import Job, State, registry
 from ispasp.narrative import duration
 from ui import models, style
 from ui.background import check_idle, of_run
-from ui.runs_actions import DEPLOY
+from ui.runs_actions import DEPLOY, FINETUNE
 from ui.words import HELP, escaped
 
 
@@ -115,7 +115,9 @@ def _download_notebook(path: Path) -> None:
 
 
 def _more(path: Path) -> None:
-    st.page_link(DEPLOY, label="More in Deploy", query_params={"run": path.name}, help=HELP["more_in_deploy"])
+    run = {"run": path.name}
+    st.page_link(DEPLOY, label="More in Deploy", query_params=run, help=HELP["more_in_deploy"])
+    st.page_link(FINETUNE, label="Fine-tune", query_params=run, help=HELP["finetune"])
 
 
 def _report(path: Path, report: dict[str, Any]) -> None:

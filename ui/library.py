@@ -44,6 +44,12 @@ def sample_count(dataset: str) -> int:
     )
 
 
+@st.cache_resource(show_spinner=False)
+def training_count(dataset: str) -> int:
+    """How many training examples ship under this name, or are written anew where they are made by rules."""
+    return data.training_count(dataset)
+
+
 def devices() -> dict[str, str]:
     """Choices of device by name, with what each is called; ``auto`` first."""
     named = {name: device.describe(device.pick(name)) for name in device.available()}
@@ -52,7 +58,12 @@ def devices() -> dict[str, str]:
 
 def device_name() -> str:
     """What the first of this machine's devices is called; 'auto' takes it."""
-    return device.describe(device.pick("auto"))
+    return device_words("auto")
+
+
+def device_words(name: str) -> str:
+    """What the device behind a choice is called, as reports have it."""
+    return device.describe(device.pick(name))
 
 
 def slot(name: str) -> str:

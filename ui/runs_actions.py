@@ -16,8 +16,12 @@ from ui.runs_table import title_of
 from ui.words import escaped
 
 PAGES = Path(__file__).resolve().parent.parent / "pages"
-EXPLORE, COMPARE, DEPLOY = (PAGES / f"{name}.py" for name in ("explore", "compare", "deploy"))
-_HINT = "Tick runs at the left of the table to open, compare, deploy, name, download or delete them."
+EXPLORE, COMPARE, DEPLOY, FINETUNE = (
+    PAGES / f"{name}.py" for name in ("explore", "compare", "deploy", "finetune")
+)
+_HINT = (
+    "Tick runs at the left of the table to open, compare, deploy, fine-tune, name, download or delete them."
+)
 
 
 def open_in_explore(kind: str, id: str) -> None:
@@ -101,6 +105,11 @@ def bar(picked: Sequence[RunSummary]) -> None:
             help="Export this run in several precisions, check the files, and measure them. One run.",
         ) and one:  # fmt: skip
             st.switch_page(DEPLOY, query_params={"run": one.run_id})
+        if st.button(
+            "Fine-tune", key="runs_finetune", disabled=one is None,
+            help="Train this run to win accuracy back; the result is a run of its own. One run.",
+        ) and one:  # fmt: skip
+            st.switch_page(FINETUNE, query_params={"run": one.run_id})
         _naming(one)
         st.download_button(
             "Download",

@@ -13,8 +13,10 @@ from ispasp.jobs import Job
 from ispasp.narrative import plural
 from ispasp.runs import RunSaved
 from ispasp.sweeps import Sweep
+from ispasp.tuning.runs import CutOff
 from ispasp.unfinished import Unfinished
-from ui import runs_actions, runs_resumed
+from ui import background, runs_actions, runs_resumed
+from ui.finetune_words import HELP, PRESETS
 from ui.words import escaped, source_words
 
 _FOLLOWED = "runs_followed"  # jobs that this session resumed, by id
@@ -35,16 +37,35 @@ def draw(when: Callable[[str], str]) -> None:
     folder = store.default_folder()
     try:
         found_sweeps, found = runs_resumed.sweeps_cut_off(folder), runs_resumed.runs_cut_off(folder)
+        found_tunings = runs_resumed.tunings_cut_off(folder)
     except ISpaSPError as problem:
         st.error(escaped(str(problem)))
         return
-    if not found and not found_sweeps:
+    if not (found or found_sweeps or found_tunings):
         return
     st.subheader("Interrupted", anchor=False)
     for sweep in found_sweeps:
         _sweep_row(sweep, when)
     for run in found:
         _run_row(run, when)
+    for tuning in found_tunings:
+        tuning_row(tuning, when)
+
+
+def tuning_row(
+    tuning: CutOff,
+    when: Callable[[str], str],
+    resume: Callable[[CutOff], object] = runs_resumed.resume_tuning,
+    discard: Callable[[CutOff], object] = runs_resumed.discard_tuning,
+) -> None:
+    """A fine-tuning that was cut off; ``when`` as of ``draw``, and what the buttons do."""
+    _row(
+        tuning.run_id,
+        f"**Fine-tuning of {escaped(tuning.parent)}**, {PRESETS[tuning.request.preset]}: {tuning.epochs_done} of "
+        f"{plural(tuning.epochs_total, 'epoch')} done, begun {when(tuning.begun_at)}",
+        (resume, (tuning,), HELP["resume"]),
+        (discard, (tuning,), HELP["discard"]),
+    )
 
 
 def _run_row(run: Unfinished, when: Callable[[str], str]) -> None:
@@ -96,7 +117,7 @@ def ended() -> None:
             saved = next((event for event in reversed(snapshot.events) if isinstance(event, RunSaved)), None)
             if saved and st.button("Open", key=f"runs_open_{id}"):
                 followed.pop(id)
-                if job.subject:
+                if job.subject == background.SWEEP:
                     st.switch_page(runs_actions.COMPARE)
                 runs_actions.open_in_explore("run", saved.run_id)
             st.button("Dismiss", key=f"runs_forget_{id}", type="tertiary", on_click=_forget, args=(id,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from ispasp.errors import RunError
 from ispasp.jobs import Job, registry
 from ispasp.narrative import plural
 from ispasp.sweeps import Sweep, SweepSettings
+from ispasp.tuning import runs as tunings
+from ispasp.tuning.runs import CutOff
 from ispasp.unfinished import Unfinished
 from ui import library, models, session
-from ui.background import SWEEP
+from ui.background import SWEEP, tuning_of
 from ui.words import source_words
 
 _JOBS: dict[str, Job] = {}
@@ -40,6 +43,12 @@ def runs_cut_off(folder: Path) -> list[Unfinished]:
         for run in unfinished.find(folder)
         if run.run_id not in going and run.lineage.get("sweep") not in going
     ]
+
+
+def tunings_cut_off(folder: Path) -> list[CutOff]:
+    """As ``tunings.find``, without those that a job here goes on with."""
+    going = _under_way()
+    return [one for one in tunings.find(folder) if one.run_id not in going]
 
 
 def start_sweep(sweep: SweepSettings, id: str | None = None) -> Job:
@@ -80,8 +89,29 @@ def resume_run(run: Unfinished) -> Job:
     return job
 
 
+def resume_tuning(tuning: CutOff) -> Job:
+    """Go on with a fine-tuning; where a job does so already, that one is returned. Raises as ``start_sweep``."""
+    if job := _under_way().get(tuning.run_id):
+        return job
+    allow, folder, stop = models.allow_code(), store.default_folder(), threading.Event()
+    job = registry.submit(
+        f"Fine-tune {Path(tuning.parent).name}, from epoch {tuning.epochs_done + 1}",
+        lambda: tunings.resume(folder, tuning.run_id, stop=stop.is_set, allow_code=allow),
+        library.slot(tuning.request.device),
+        subject=tuning_of(folder / tuning.parent).subjects[0],
+        finish=stop.set,
+    )
+    _JOBS[tuning.run_id] = job
+    return job
+
+
 def discard(remove: Callable[[Path, str], None], id: str) -> None:
-    """Forget a run or a sweep by ``unfinished.discard`` or ``sweeps.discard``. Raises RunError: it is worked on."""
+    """Forget a run, a sweep or a fine-tuning by the ``discard`` of its module. Raises RunError: it is worked on."""
     if id in _under_way():
         raise RunError(f"{id} has been resumed meanwhile; stop that job on the Runs page, then discard it.")
     remove(store.default_folder(), id)
+
+
+def discard_tuning(tuning: CutOff) -> None:
+    """As ``discard``."""
+    discard(tunings.discard, tuning.run_id)

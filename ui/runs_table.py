@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from ispasp.narrative import tuned_words
 from ispasp.plain_files import is_number
 from ispasp.run_settings import RunSettings
 from ispasp.store import RunSummary
@@ -44,6 +45,8 @@ def lineage_of(run: RunSummary) -> str:
         if id := run.lineage.get(kind):
             role = run.lineage.get("role", kind)
             return lineage_words(kind, id) + (f", {role}" if role != kind else "")
+    if id := run.lineage.get("tuned"):
+        return f"fine-tuning of {id}"
     return ", ".join(f"{key} {value}" for key, value in run.lineage.items())
 
 
@@ -132,18 +135,22 @@ def _columns() -> dict[str, tuple[Read, Any]]:
     """By title: what a cell says, and how it is shown."""
     zone = st.context.timezone
     moment = st.column_config.DatetimeColumn(
-        "Finished", width=138, format="DD MMM YYYY, HH:mm", timezone=zone if isinstance(zone, str) else None
+        "Finished", width=130, format="DD MMM YYYY, HH:mm", timezone=zone if isinstance(zone, str) else None
     )
     return {
-        "Name": (title_of, _text("Name", width=130, help="What you call it, and its model.")),
+        "Name": (title_of, _text("Name", width=120, help="What you call it, and its model.")),
         "Model": (model_of, _text("Model", width=150, help=HELP["model"])),
-        "Keep": (keep_of, _text("Keep", width=72, help=HELP["keep"])),
-        "Selector": (selector_of, _text("Selector", width=164, help=HELP["selector"])),
-        "Re-fit": (_refit, _text("Re-fit", width=90, help=HELP["reconstruct"])),
+        "Keep": (keep_of, _text("Keep", width=70, help=HELP["keep"])),
+        "Selector": (selector_of, _text("Selector", width=152, help=HELP["selector"])),
+        "Re-fit": (_refit, _text("Re-fit", width=84, help=HELP["reconstruct"])),
+        "Fine-tuned": (
+            lambda run: tuned_words(run.settings).removeprefix("fine-tuned").lstrip(", "),
+            _text("Fine-tuned", width=82, help="By which preset; empty for a run that was only pruned."),
+        ),
         "MACs": (_number("macs_after"), _figure("MACs", width=64, format="compact", help=HELP["macs"])),
         "MACs left": (
             _left("macs"),
-            _figure("MACs left, %", width=94, format="%.0f %%", help=f"Of the dense model's. {HELP['macs']}"),
+            _figure("MACs left", width=78, format="%.0f %%", help=f"Of the dense model's. {HELP['macs']}"),
         ),
         "Parameters": (
             _number("params_after"),
@@ -152,30 +159,34 @@ def _columns() -> dict[str, tuple[Read, Any]]:
         "Parameters left": (
             _left("params"),
             _figure(
-                "Parameters left, %",
-                width=126,
+                "Parameters left",
+                width=110,
                 format="%.0f %%",
                 help=f"Of the dense model's. {HELP['parameters']}",
             ),
         ),
         "Accuracy": (
             _number("accuracy_after", 100),
-            _figure("Accuracy", width=78, format="%.1f %%", help=HELP["accuracy"]),
+            _figure("Accuracy", width=76, format="%.1f %%", help=HELP["accuracy"]),
         ),
         "Accuracy, change": (
             _points,
             _figure(
-                "Change, points", width=106, format="%+.1f", help="Accuracy minus that of the dense model."
+                "Change, points", width=102, format="%+.1f", help="Accuracy minus that of the dense model."
             ),
         ),
         "Agreement": (
             _number("agreement", 100),
-            _figure("Agreement", width=86, format="%.1f %%", help=HELP["agreement"]),
+            _figure("Agreement", width=82, format="%.1f %%", help=HELP["agreement"]),
         ),
         "Finished": (lambda run: run.finished_at, moment),
         "Part of": (
             lineage_of,
-            _text("Part of", width=180, help="The sweep or the budget that the run was made for."),
+            _text(
+                "Part of",
+                width=180,
+                help="The sweep or the budget that the run was made for, or the run that was fine-tuned.",
+            ),
         ),
         "ONNX": (
             lambda run: "yes" if run.exported else "",
@@ -201,8 +212,8 @@ def _columns() -> dict[str, tuple[Read, Any]]:
 
 
 USUAL_COLUMNS = (
-    "Keep", "Selector", "Re-fit", "MACs left", "Parameters left", "Accuracy", "Accuracy, change", "Agreement",
-    "Finished", "Part of", "ONNX", "Size",
+    "Keep", "Selector", "Re-fit", "Fine-tuned", "MACs left", "Parameters left", "Accuracy", "Accuracy, change",
+    "Agreement", "Finished", "Part of", "ONNX", "Size",
 )  # fmt: skip
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import streamlit as st
 
-from ispasp import datasets, store, uploads, zoo
-from ispasp.datasets import DataSource
-from ispasp.errors import ISpaSPError, SettingError
+from ispasp import datasets, zoo
+from ispasp.errors import SettingError
 from ispasp.models import RANDOM, ModelSource, parse
 from ispasp.narrative import plural
-from ui import library, models, session
+from ui import library, models, places, session
 from ui.words import DATASETS, HELP, KINDS, MODEL_KINDS, WEIGHTS, data_words, escaped
 
 FILE = "file"
@@ -29,10 +28,6 @@ PLANNED = {
 }  # data to plan with before any are chosen, by whether the model is one's own
 
 _OWN_FIELD = {"torchvision": "architecture", "huggingface": "hub_name", "python": "python_model"}
-_SETS = ("CIFAR10", "MNIST", "ImageNet")
-_SUFFIXES: dict[str, Sequence[str]] = {
-    "weights": uploads.CHECKPOINTS, "zip": uploads.ARCHIVES, "pairs": uploads.PAIRS,
-}  # fmt: skip
 
 
 @dataclass
@@ -87,14 +82,7 @@ def put(model: str, weights: str, data: str) -> None:
     state.data = ""
     if place is None or (source.kind == "sample" and data == f"sample:{zoo.card(source.name).dataset}"):
         return
-    state.data = str(place) if place.kind == "sample" else place.kind
-    if place.kind == "torchvision":
-        state.data_set, _, state.data_path = place.name.partition("@")
-        state.data_set = state.data_set if state.data_set in _SETS else _SETS[0]
-    elif place.kind == "python":
-        state.python_data = place.name
-    elif place.kind != "sample":
-        state.data_path = place.name
+    places.put(place)
 
 
 def chosen_model() -> str:
@@ -184,10 +172,10 @@ def _weights(kind: str, chosen: Chosen, locked: bool) -> None:
         disabled=locked,
     )  # fmt: skip
     if weights == FILE:
-        given = _path("weights", "Checkpoint file", "path/to/model.safetensors", locked)
+        given = places.path("weights", "Checkpoint file", "path/to/model.safetensors", locked, "weights_path")
         if not given:
             chosen.problems.append("Choose the checkpoint: give the path of a file, or upload one.")
-        elif not _is(given, Path.is_file):
+        elif not places.exists(given, Path.is_file):
             chosen.problems.append(f"There is no checkpoint file {given}: check the path, or upload one.")
         else:
             chosen.weights = given
@@ -252,7 +240,7 @@ def _data(reads: str, own: str, chosen: Chosen, locked: bool) -> None:
         own: the sample data that belong to the model; empty for a model that brings none.
     """
     state = st.session_state
-    options = _data_choices(reads, own)
+    options = data_choices(reads, own, state.data)
     if state.data not in options:
         state.data = ""
     count = library.sample_count(own) if own else 0
@@ -297,12 +285,18 @@ def _data(reads: str, own: str, chosen: Chosen, locked: bool) -> None:
                     )
         return
     try:
-        chosen.data = str(_data_source(kind, locked))
+        chosen.data = str(places.data_source(kind, locked))
     except SettingError as problem:
         chosen.problems.append(str(problem))
 
 
-def _data_choices(reads: str, own: str) -> list[str]:
+def data_choices(reads: str, own: str, given: str) -> list[str]:
+    """Kinds of data that fit a model; empty for its own.
+
+    Args:
+        reads, own: as of the model.
+        given: what is chosen now; it is among them wherever it may be.
+    """
     fitting = {
         "image": ["sample:cifar10", "folder", "zip", "torchvision", "noise"],
         "text": ["pairs", "sample:nli"],
@@ -310,7 +304,6 @@ def _data_choices(reads: str, own: str) -> list[str]:
         "": ["folder", "zip", "torchvision", "noise", "pairs"],
     }[reads]
     options = ["", *(kind for kind in fitting if kind != f"sample:{own}")]
-    given = st.session_state.data
     if (
         given.startswith("sample:") and given not in options and reads != "own"
     ):  # as the command line may have it
@@ -318,83 +311,3 @@ def _data_choices(reads: str, own: str) -> list[str]:
     if models.allow_code() or given == "python":
         options.append("python")
     return options
-
-
-def _data_source(kind: str, locked: bool) -> DataSource:
-    """Ask for the rest of a source.
-
-    Raises:
-        SettingError: something is missing, in a sentence.
-    """
-    if kind == "noise":
-        st.caption("⚠️ Noise: sizes and speed are right, accuracy stays unknown.")
-        return DataSource("noise")
-    if kind.startswith("sample:"):
-        st.caption("They come with the app, and are brought to what the model reads.")
-        return datasets.parse(kind)
-    if kind == "python":
-        given = st.text_input(
-            "File and function", key="python_data", placeholder="path/to/file.py:function",
-            help=HELP["python_data"], disabled=locked,
-        )  # fmt: skip
-        if not (given or "").strip():
-            raise SettingError("Choose the data: give file and function, such as path/to/file.py:function.")
-        return DataSource("python", given.strip())
-    if kind == "torchvision":
-        name = st.selectbox("Set", _SETS, key="data_set", help=HELP["data_set"], disabled=locked)
-        folder = _path("", "Folder it lies in", "path/to/folder", locked)
-        if not folder:
-            raise SettingError(f"Choose the data: give the folder that {name} lies in.")
-        return DataSource("torchvision", f"{name}@{folder}")
-    title, hint, what, test = {
-        "folder": ("Folder with class folders", "path/to/folder", "a folder", Path.is_dir),
-        "zip": ("Zip of class folders", "path/to/images.zip", "a zip file", Path.is_file),
-        "pairs": ("TSV or JSONL file", "path/to/pairs.tsv", "a file of sentence pairs", Path.is_file),
-    }[kind]
-    given = _path(kind if kind != "folder" else "", title, hint, locked)
-    more = "" if kind == "folder" else ", or upload one"
-    if not given:
-        raise SettingError(f"Choose the data: give the path of {what}{more}.")
-    if not _is(given, test):
-        raise SettingError(f"There is no {what.partition(' ')[2]} {given}: check the path{more}.")
-    return DataSource(kind, given)
-
-
-def _path(upload: str, title: str, placeholder: str, locked: bool) -> str:
-    """A path on this machine, and where ``upload`` says which, a way to upload the file."""
-    key = "weights_path" if upload == "weights" else "data_path"
-    field, button = (
-        st.columns([2.2, 1], vertical_alignment="bottom", gap="small") if upload else (st.container(), None)
-    )
-    if button is not None:
-        with button, st.popover("Upload", width="stretch", disabled=locked):
-            count = st.session_state.get(f"uploads_of_{key}", 0)
-            st.file_uploader(
-                f"{title}, to be kept with the runs", type=list(_SUFFIXES[upload]), help=HELP["upload"],
-                key=f"upload_{key}_{count}", on_change=_keep_upload, args=(upload, key, count),
-            )  # fmt: skip
-    with field:
-        given = st.text_input(title, key=key, placeholder=placeholder, help=HELP["path"], disabled=locked)
-    if problem := st.session_state.pop(f"refused_{key}", ""):
-        st.error(escaped(problem))
-    return (given or "").strip()
-
-
-def _keep_upload(upload: str, key: str, count: int) -> None:
-    """Put an uploaded file where runs are kept, and its path into the field; the uploader begins anew."""
-    file = st.session_state.get(f"upload_{key}_{count}")
-    if file is None:
-        return
-    try:
-        path = uploads.keep(file, file.name, _SUFFIXES[upload], store.default_folder())
-        st.session_state[key] = str(path)
-    except ISpaSPError as problem:
-        st.session_state[f"refused_{key}"] = str(problem)
-    st.session_state[f"uploads_of_{key}"] = count + 1
-
-
-def _is(path: str, test: Callable[[Path], bool]) -> bool:
-    try:
-        return test(Path(path).expanduser())
-    except (OSError, ValueError):  # a name that no file can have
-        return False

@@ -21,6 +21,9 @@ h3 { font-size: 1.2rem !important; }
 [class*="st-key-section_"] { margin-top: 0.9rem; }
 .st-key-budget_limits [role="radiogroup"] button, .st-key-budget_limits button[data-testid*="segmented"]
   { min-height: 40px; } /* as the fields beside it */
+/* Above a legend, Vega leaves room for a title even where there is none. */
+.st-key-tune_live [data-testid="stVegaLiteChart"] { margin-top: -1.7rem; }
+.st-key-tune_live [data-testid="stMarkdown"] { position: relative; z-index: 1; }
 .st-key-status [data-testid="stAlertContainer"] { padding: 0.55rem 0.9rem; min-height: 0; }
 /* Small print and marked choices keep a contrast of 4.5 to 1 in both themes. */
 [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p { color: inherit; opacity: 0.82; }
@@ -28,7 +31,8 @@ button:not(:disabled) kbd { opacity: 1 !important; color: inherit !important; }
 [data-testid="stSliderThumbValue"] p, [data-testid="stButtonGroup"] [aria-checked="true"] p,
   [data-testid="stButtonGroup"] [aria-pressed="true"] p,
   [data-testid="stButtonGroup"] [data-testid$="Active"] p { color: %(marked)s !important; }
-.st-key-finer summary { opacity: 0.85 !important; } /* folded, Streamlit fades it below that contrast */
+/* Folded, Streamlit fades it below that contrast. */
+.st-key-finer summary, .st-key-tune_finer summary { opacity: 0.85 !important; }
 [data-testid="stWidgetLabel"] p { color: %(text)s; } /* of locked settings, too: they are still read */
 </style>
 """

@@ -100,6 +100,8 @@ HELP = {
     "precisions and measurements, goes.",
     "more_in_deploy": "Other precisions (FP16, INT8), more settings for the latency, a profile that says where "
     "the time goes, and a report of it all.",
+    "finetune": "Train this run to win accuracy back, with labels or towards the dense model. The result is a run of "
+    "its own.",
     "parity": "The largest difference between the outputs of onnxruntime and of torch on the same examples.",
     "latency": "Time for one batch in onnxruntime, dense and pruned measured in turns so that other load hits both. "
     "95 % of the batches were at least as fast as the second figure.",

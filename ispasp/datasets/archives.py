@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from ispasp import zip_files
 from ispasp.datasets.decoding import MAX_IMAGE_BYTES, Undecodable, is_image
 from ispasp.errors import CalibrationError
+from ispasp.paths import expanded
 from ispasp.zip_files import Limits
 
 MAX_ARCHIVE_BYTES = 2 * 2**30
@@ -88,3 +91,19 @@ class ZipFiles:
 
     def _refusal(self, found: str, remedy: str) -> CalibrationError:
         return CalibrationError(f"{self.place} {found}: {remedy}.")
+
+
+@contextmanager
+def zip_images(name: str) -> Iterator[ZipFiles]:
+    """The images of the archive at the path ``name``, open as long as the context.
+
+    Raises:
+        CalibrationError: it cannot be read, or as ``ZipFiles``.
+    """
+    try:
+        with expanded(name, CalibrationError).open("rb") as file:
+            yield ZipFiles(file, name)
+    except OSError as error:
+        raise CalibrationError(
+            f"The archive {name} cannot be read ({error.strerror or error}): check the path."
+        ) from error

@@ -90,6 +90,7 @@ def draw(
     request: Request,
     read: Callable[[Item], tuple[Value, Hashable] | None],
     what: str,
+    read_first: Callable[[Item], tuple[Value, Hashable] | None] | None = None,
 ) -> tuple[list[Value], list[Value], list[str]]:
     """Calibration and evaluation examples, and notes about what falls short.
 
@@ -102,6 +103,7 @@ def draw(
         request: numbers and seed.
         read: an example's value and an identity of its content, or None to skip it.
         what: what the examples are, in the plural.
+        read_first: the same as ``read`` for calibration, where that is another.
 
     Raises:
         CalibrationError: there are not enough for one of each.
@@ -109,30 +111,28 @@ def draw(
     wanted, _ = planned(len(pool), None if other is None else len(other), request)
     if wanted < 1 or (other is not None and not other):
         raise CalibrationError(
-            f"Found {len(pool)} {what} to calibrate with and "
+            f"Found {len(pool)} {what} for {request.purpose} and "
             f"{'none apart from these' if other is None else len(other)} to evaluate with: "
             "give at least one for each."
         )
     order = shuffled(pool, request.seed)
     spared = _spared(len(pool), request) if other is None else 0
-    calibration, seen, used, _ = _take(order[: len(order) - spared], request.samples, read, frozenset())
+    front = order[: len(order) - spared]
+    calibration, seen, used, _ = _take(front, request.samples, read_first or read, frozenset())
     rest = order[used:][::-1] if other is None else shuffled(other, request.seed)
     evaluation, _, _, copies = _take(rest, request.evaluation, read, seen)
     notes = []
     if copies:
-        notes.append(f"{copies:,} of the {what} to evaluate with are copies of calibration {what}: left out.")
-    for part, found, asked in (
-        ("calibration", calibration, request.samples),
-        ("evaluation", evaluation, request.evaluation),
-    ):
+        notes.append(
+            f"{copies:,} of the {what} to evaluate with are copies of {request.purpose} {what}: left out."
+        )
+    for part, found in ((request.purpose, calibration), ("evaluation", evaluation)):
         if not found:
             raise CalibrationError(
                 f"None of the {what} can be used for {part}: give more {what} that differ from each other."
             )
-        # The number to evaluate with is a default more often than a wish.
-        if len(found) < asked and part == "calibration":
-            notes.append(f"Only {len(found):,} {what} for calibration, where {asked:,} were asked for.")
-    return calibration, evaluation, notes
+    # The number to evaluate with is a default more often than a wish.
+    return calibration, evaluation, notes + request.fewer(len(calibration), what)
 
 
 def _spared(pool: int, request: Request) -> int:

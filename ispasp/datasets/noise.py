@@ -6,13 +6,19 @@ from typing import Any
 
 import torch
 
-from ispasp.datasets.request import SHOWN, Data, Request, batch_size, check_size, image_batch
+from ispasp.datasets.request import EVERYTHING, SHOWN, Data, Request, batch_size, check_size, image_batch
 from ispasp.preparation import ImagePreparation
 
 NOTE = (
     "The inputs are noise: calibration on noise says nothing about accuracy, and agreement with the dense "
     "model is that on noise."
 )
+
+TRAINING_NOTE = (
+    "The inputs are noise: they have no labels, and training towards the dense model on noise says nothing about "
+    "accuracy."
+)
+NOISE_EXAMPLES = 2000  # to train on, where no number is given
 
 
 def noise(preparation: ImagePreparation, request: Request) -> Data:
@@ -23,9 +29,10 @@ def noise(preparation: ImagePreparation, request: Request) -> Data:
     Raises:
         CalibrationError: too many for memory.
     """
-    evaluated = min(request.evaluation, request.samples)
-    check_size(preparation, request.samples + evaluated)
-    calibration = _batches(preparation, request.samples, request.seed)
+    samples = NOISE_EXAMPLES if request.samples == EVERYTHING else request.samples
+    evaluated = min(request.evaluation, samples)
+    check_size(preparation, samples + evaluated, request.purpose)
+    calibration = _batches(preparation, samples, request.seed)
     # Other low bits: the generator looks at no more than those.
     evaluation = _batches(preparation, evaluated, request.seed ^ 0xFFFFFFFF)
     first = calibration[0][preparation.keyword] if preparation.keyword else calibration[0]
@@ -35,7 +42,7 @@ def noise(preparation: ImagePreparation, request: Request) -> Data:
         calibration,
         evaluation,
         classes=(),
-        notes=(NOTE,),
+        notes=(NOTE if request.purpose == "calibration" else TRAINING_NOTE,),
         pictures=(pixels.clamp(0, 1) * 255).round().to(torch.uint8),
     )
 

@@ -84,7 +84,7 @@ def sentence_pairs(name: str, preparation: TextPreparation, request: Request) ->
     notes += _checked(reading, place) + label_notes
     if not reading.pairs:
         raise CalibrationError(f"{place} holds no sentence pairs that can be used: give at least two.")
-    check_size(preparation, sum(planned(len(reading.pairs), None, request)))
+    check_size(preparation, sum(planned(len(reading.pairs), None, request)), request.purpose)
     calibration, evaluation, fewer = draw(
         reading.pairs,
         None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -30,22 +29,21 @@ def python_data(spec: str, request: Request, *, allow_code: bool) -> Data:
     notes: list[str] = []
     with user_code.blamed_on(spec):
         if isinstance(given, tuple) and len(given) == 2 and not _is_batch(given):
-            calibration, _ = _take(_iterate(given[0]), request.samples)
+            calibration, _ = _take(_iterate(given[0]), request.samples, request.purpose)
             evaluation, _ = _take(_iterate(given[1]), request.evaluation)
         else:
             stream = _iterate(given)
-            calibration, rest = _take(stream, request.samples)
+            calibration, rest = _take(stream, request.samples, request.purpose)
             evaluation, _ = _take(_after(rest, stream), request.evaluation)
             if not evaluation:
-                calibration, evaluation = _share(calibration)
-    calibration = batches.read(calibration)
+                calibration, evaluation = _share(calibration, request.evaluation)
+    calibration = batches.read(calibration, request.purpose)
     evaluation = batches.read(evaluation, "evaluation")
-    if (found := sum(map(len, calibration))) < request.samples:
-        notes.append(f"Only {found:,} examples for calibration, where {request.samples:,} were asked for.")
-    if copies := _copies(calibration, evaluation):
+    notes += request.fewer(sum(map(len, calibration)), "examples")
+    if copied := batches.copies(evaluation, calibration):
         notes.append(
-            f"{copies:,} of the evaluation examples are calibration examples too, so the measurements are partly of "
-            "what was calibrated with: give others to evaluate with."
+            f"{copied:,} of the evaluation examples are {request.purpose} examples too, so the measurements are partly "
+            f"of {request.purpose} data: give others to evaluate with."
         )
     labelled = all(batch.labels is not None for batch in evaluation)
     if not labelled:
@@ -80,7 +78,7 @@ def _iterate(given: object) -> Iterator[Any]:
         ) from None
 
 
-def _take(stream: Iterator[Any], count: int) -> tuple[list[Batch], Batch | None]:
+def _take(stream: Iterator[Any], count: int, purpose: str = "evaluation") -> tuple[list[Batch], Batch | None]:
     """Batches of ``count`` examples together, and what is left of the last one."""
     taken: list[Batch] = []
     room = MAX_INPUT_BYTES
@@ -92,7 +90,7 @@ def _take(stream: Iterator[Any], count: int) -> tuple[list[Batch], Batch | None]
         room -= sum(value.nbytes for value in taken[-1].tensors)
         if room < 0:
             raise CalibrationError(
-                f"The inputs take more than {MAX_INPUT_BYTES // 2**30} GiB: ask for fewer calibration samples."
+                f"The inputs take more than {MAX_INPUT_BYTES // 2**30} GiB: ask for fewer {purpose} examples."
             )
         if len(batch) >= count:
             return taken, batch.after(count) if len(batch) > count else None
@@ -106,33 +104,16 @@ def _after(rest: Batch | None, stream: Iterator[Any]) -> Iterator[Any]:
     yield from stream
 
 
-def _share(found: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Leave the last fifth of too few examples for the evaluation."""
+def _share(found: list[Batch], most: int) -> tuple[list[Batch], list[Batch]]:
+    """Leave the last fifth of too few examples for the evaluation, and at most so many."""
     total = sum(map(len, found))
     if total < 2:
         raise CalibrationError(
             f"The function gives {total} examples: give at least two, one of them to evaluate with."
         )
-    calibration, rest = _take(iter(found), total - max(1, total // 5))
+    calibration, rest = _take(iter(found), total - min(most, max(1, total // 5)))
     used = len(calibration)
     return calibration, [*([rest] if rest is not None else []), *found[used:]]
-
-
-def _copies(calibration: list[Batch], evaluation: list[Batch]) -> int:
-    """How many evaluation examples have the very inputs of a calibration example."""
-    seen = {identity for batch in calibration for identity in _identities(batch)}
-    return sum(identity in seen for batch in evaluation for identity in _identities(batch))
-
-
-def _identities(batch: Batch) -> list[bytes]:
-    """A digest of each example's inputs, labels apart."""
-    hashes = [sha256() for _ in range(len(batch))]
-    for value in batch.to(torch.device("cpu")).tensors:
-        rows = value.detach().reshape(len(value), -1) if value.numel() else value.new_empty(len(value), 0)
-        # As bytes, since numpy knows no bfloat16.
-        for hashed, row in zip(hashes, rows.contiguous().view(torch.uint8).numpy(), strict=True):
-            hashed.update(row)
-    return [hashed.digest() for hashed in hashes]
 
 
 def _plain(batch: Batch) -> Any:

@@ -15,6 +15,7 @@ from ispasp.preparation import ImagePreparation, TextPreparation
 from ispasp.settings import check_whole_number
 
 MAX_INPUT_BYTES = 8 * 2**30  # calibration and evaluation inputs together
+EVERYTHING = 2**62  # as number of samples: all that are left of what is evaluated on
 SHOWN = 16  # pictures or sentence pairs kept for display
 
 Preparation = TypeVar("Preparation", ImagePreparation, TextPreparation)
@@ -39,6 +40,7 @@ class Request:
         samples: calibration examples.
         evaluation: evaluation examples; never among the calibration ones.
         seed: draws the examples.
+        purpose: what the samples are for, in a word: ``"calibration"`` or ``"training"``.
 
     Raises:
         SettingError: a number is out of its range.
@@ -50,6 +52,7 @@ class Request:
     samples: int
     evaluation: int
     seed: int
+    purpose: str = "calibration"
 
     def __post_init__(self) -> None:
         check_whole_number("samples", self.samples, at_least=1)
@@ -71,6 +74,12 @@ class Request:
     def classes(self) -> int | None:
         """How many classes there are to label with, where known."""
         return self.outputs or len(self.model_classes) or None
+
+    def fewer(self, found: int, what: str) -> list[str]:
+        """A note where so many samples are fewer than were asked for; ``what`` they are, in the plural."""
+        if found >= self.samples or self.samples == EVERYTHING:
+            return []
+        return [f"Only {found:,} {what} for {self.purpose}, where {self.samples:,} were asked for."]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +115,10 @@ def image_data(
 ) -> Data:
     """Data from uint8 pixels (C, height, width) per image, and labels of both parts where known."""
     first, second = labels or (None, None)
-    batches = _image_batches(preparation, calibration, first)
+    batches = image_batches(preparation, calibration, first)
     return Data(
         calibration=batches,
-        evaluation=_image_batches(preparation, evaluation, second),
+        evaluation=image_batches(preparation, evaluation, second),
         classes=classes if labels else (),
         notes=tuple(notes),
         pictures=torch.stack(list(calibration[:SHOWN])),
@@ -130,22 +139,28 @@ def image_batch(preparation: ImagePreparation, images: Tensor, labels: Tensor | 
     return images if labels is None else (images, labels)
 
 
-def check_size(preparation: ImagePreparation | TextPreparation, examples: int) -> None:
+def input_bytes(preparation: ImagePreparation | TextPreparation) -> int:
+    """What the inputs of one example take in memory."""
+    if isinstance(preparation, ImagePreparation):
+        height, width = preparation.size
+        return 4 * preparation.channels * height * width
+    return 8 * 3 * preparation.max_length
+
+
+def check_size(
+    preparation: ImagePreparation | TextPreparation, examples: int, purpose: str = "calibration"
+) -> None:
     """Refuse what would not fit into memory, before anything is read.
 
     Raises:
         CalibrationError: the inputs of so many examples take more than ``MAX_INPUT_BYTES``.
     """
-    if isinstance(preparation, ImagePreparation):
-        height, width = preparation.size
-        each = 4 * preparation.channels * height * width
-    else:
-        each = 8 * 3 * preparation.max_length
+    each = input_bytes(preparation)
     if each * examples > MAX_INPUT_BYTES:
         raise CalibrationError(
             f"The inputs of {examples:,} examples take {each * examples / 2**30:.1f} GiB; the limit is "
             f"{MAX_INPUT_BYTES // 2**30} GiB, so ask for at most {MAX_INPUT_BYTES // each:,} "
-            "calibration and evaluation examples together."
+            f"{purpose} and evaluation examples together."
         )
 
 
@@ -154,9 +169,10 @@ def shown(pairs: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(f"{premise} → {hypothesis}" for premise, hypothesis in islice(pairs, SHOWN))
 
 
-def _image_batches(
+def image_batches(
     preparation: ImagePreparation, pixels: Sequence[Tensor], labels: list[int] | None
 ) -> list[Any]:
+    """Batches of uint8 pixels (C, height, width) per image, normalised, and their labels where known."""
     size = batch_size(preparation)
     return [
         image_batch(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ispasp import data
 from ispasp.datasets.labels import by_name, match_classes, position
-from ispasp.datasets.request import Data, Request, batch_size, check_size, image_data, shown
+from ispasp.datasets.request import EVERYTHING, Data, Request, batch_size, check_size, image_data, shown
 from ispasp.errors import SettingError, listing
 from ispasp.preparation import ImagePreparation, TextPreparation
 
@@ -30,11 +30,13 @@ def sample_data(name: str, request: Request) -> Data:
 
 
 def _sample_images(name: str, preparation: ImagePreparation, request: Request) -> Data:
-    shipped = data.sample_images(name, "calibration")
-    calibration = data.choose(shipped, request.samples, request.seed)
+    training = request.purpose == "training"
+    shipped = data.sample_images(name, "train" if training else "calibration")
+    samples = min(request.samples, len(shipped)) if training else request.samples
+    calibration = data.choose(shipped, samples, request.seed)
     test = data.sample_images(name, "test")
     count = min(request.evaluation, len(test))
-    check_size(preparation, request.samples + count)
+    check_size(preparation, samples + count, request.purpose)
     match = match_classes(calibration.classes, request)
     labels = None
     if (outputs := match.labels) is not None:
@@ -48,20 +50,28 @@ def _sample_images(name: str, preparation: ImagePreparation, request: Request) -
         _prepared(test.images[:count], preparation),
         labels,
         match.classes,
-        match.notes,
+        [*match.notes, *(request.fewer(samples, "images") if training else ())],
     )
 
 
 def _sample_pairs(name: str, preparation: TextPreparation, request: Request) -> Data:
-    calibration = data.choose(data.sample_pairs(name, "calibration"), request.samples, request.seed)
+    notes: list[str] = []
+    if request.purpose == "training":
+        everything = request.samples == EVERYTHING
+        calibration = data.sample_pairs(name, "train", data.TRAINING_PAIRS if everything else request.samples)
+        if everything:
+            notes.append(
+                f"{len(calibration):,} sentence pairs to train on were written; ask for more if need be."
+            )
+    else:
+        calibration = data.choose(data.sample_pairs(name, "calibration"), request.samples, request.seed)
     test = data.sample_pairs(name, "test")
     test = test.part(torch.arange(min(request.evaluation, len(test))))
-    check_size(preparation, len(calibration) + len(test))
+    check_size(preparation, len(calibration) + len(test), request.purpose)
     table = by_name(request.model_classes)
     outputs = [position(label, table) for label in calibration.classes]
-    notes: tuple[str, ...] = ()
     if None in outputs:
-        notes = (f"The model's classes are not {listing(calibration.classes)}, so accuracy is unknown.",)
+        notes.append(f"The model's classes are not {listing(calibration.classes)}, so accuracy is unknown.")
     batches, evaluation = (
         [
             _labelled(batch, outputs)
@@ -73,7 +83,7 @@ def _sample_pairs(name: str, preparation: TextPreparation, request: Request) -> 
         batches,
         evaluation,
         classes=() if None in outputs else request.model_classes,
-        notes=notes,
+        notes=tuple(notes),
         texts=shown(zip(calibration.premises, calibration.hypotheses, strict=True)),
     )
 

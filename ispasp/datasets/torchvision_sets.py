@@ -42,19 +42,13 @@ def torchvision_set(name: str, preparation: ImagePreparation, request: Request) 
         SettingError: the name is not of that form.
         CalibrationError: the data are not there and cannot be fetched, or are damaged.
     """
-    dataset, _, folder = name.partition("@")
-    if dataset not in NAMES or not folder:
-        raise SettingError(
-            f"Got torchvision:{name}: give one of {listing(NAMES)} and the folder it lies in, "
-            "such as torchvision:CIFAR10@data."
-        )
-    root = expanded(folder, CalibrationError)
+    dataset, root = named(name)
     if dataset == "ImageNet":
-        return _imagenet(root, preparation, request)
+        return image_tree(imagenet(root), preparation, request)
     kind = getattr(datasets, dataset)
     train, test = _read(kind, root, True), _read(kind, root, False)
     classes = tuple(str(digit) for digit in range(10)) if dataset == "MNIST" else tuple(train.classes)
-    check_size(preparation, sum(planned(len(train), len(test), request)))
+    check_size(preparation, sum(planned(len(train), len(test), request)), request.purpose)
 
     def picture(item: tuple[Any, int]) -> tuple[tuple[Tensor, int], bytes]:
         source, position = item
@@ -82,14 +76,34 @@ def torchvision_set(name: str, preparation: ImagePreparation, request: Request) 
     )
 
 
-def _imagenet(root: Path, preparation: ImagePreparation, request: Request) -> Data:
+def named(name: str) -> tuple[str, Path]:
+    """The data set and the folder of ``"CIFAR10@FOLDER"``.
+
+    Raises:
+        SettingError: the name is not of that form.
+    """
+    dataset, _, folder = name.partition("@")
+    if dataset not in NAMES or not folder:
+        raise SettingError(
+            f"Got torchvision:{name}: give one of {listing(NAMES)} and the folder it lies in, "
+            "such as torchvision:CIFAR10@data."
+        )
+    return dataset, expanded(folder, CalibrationError)
+
+
+def imagenet(root: Path) -> FolderFiles:
+    """The images of ImageNet's train and val folders.
+
+    Raises:
+        CalibrationError: there is no val folder.
+    """
     splits = [name for name in (*TRAIN[:1], *TEST[:1]) if (root / name).is_dir()]
     if TEST[0] not in splits:
         raise CalibrationError(
             f"ImageNet was not found in {root}: put its val folder there, with one folder per wnid (and train, "
             "if there is room); it cannot be fetched without an account at image-net.org."
         )
-    return image_tree(FolderFiles(root, only=splits), preparation, request)
+    return FolderFiles(root, only=splits)
 
 
 def _read(kind: Any, root: Path, train: bool) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ispasp.datasets.decoding import Undecodable, decode
@@ -57,6 +58,36 @@ class Layout:
     classes: tuple[str, ...]
     notes: list[str]
 
+    def planned(self, request: Request) -> tuple[int, int]:
+        """How many of them are drawn for calibration and for evaluation."""
+        return planned(
+            len(self.calibration), None if self.evaluation is None else len(self.evaluation), request
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures drawn from class folders.
+
+    Attributes:
+        calibration, evaluation: pictures with their pixels (C, height, width) uint8.
+        outputs: the model's output of each class; None where labels are unknown.
+        classes: names in the order of the outputs; empty where labels are unknown.
+        notes: sentences for the user.
+        digests: SHA-256 of the files read.
+    """
+
+    calibration: list[tuple[Picture, Tensor]]
+    evaluation: list[tuple[Picture, Tensor]]
+    outputs: dict[str, int] | None
+    classes: tuple[str, ...]
+    notes: list[str]
+    digests: frozenset[bytes]
+
+    def labels(self, pictures: Sequence[Picture]) -> list[int] | None:
+        """The model's output of each picture; None where unknown."""
+        return None if self.outputs is None else [self.outputs[picture.label] for picture in pictures]
+
 
 def image_tree(files: Files, preparation: ImagePreparation, request: Request) -> Data:
     """Data from images in class folders, decoding only what is drawn.
@@ -64,26 +95,53 @@ def image_tree(files: Files, preparation: ImagePreparation, request: Request) ->
     Raises:
         CalibrationError: there are too few images, too many that do not decode, or too much for memory.
     """
-    found = layout(files.names, files.place)
-    evaluated = None if found.evaluation is None else len(found.evaluation)
-    needed = sum(planned(len(found.calibration), evaluated, request))
-    check_size(preparation, needed)
-    skipped = Skipped("images", needed, files.place)
-    match = match_classes(found.classes, request)
-    calibration, evaluation, notes = draw(
-        found.calibration, found.evaluation, request, _reader(files, preparation, skipped), "images"
+    drawn = drawn_pictures(files, layout(files.names, files.place), preparation, request)
+    first, second = (
+        drawn.labels([picture for picture, _ in part]) for part in (drawn.calibration, drawn.evaluation)
     )
-    labels = None
-    if match.labels is not None:
-        of = dict(zip(found.classes, match.labels, strict=True))
-        labels = [of[p.label] for p, _ in calibration], [of[p.label] for p, _ in evaluation]
     return image_data(
         preparation,
-        [pixels for _, pixels in calibration],
-        [pixels for _, pixels in evaluation],
-        labels,
+        [pixels for _, pixels in drawn.calibration],
+        [pixels for _, pixels in drawn.evaluation],
+        None if first is None or second is None else (first, second),
+        drawn.classes,
+        drawn.notes,
+    )
+
+
+def drawn_pictures(
+    files: Files, found: Layout, preparation: ImagePreparation, request: Request, *, unread: bool = False
+) -> Drawn:
+    """What ``request`` wants of the ``files``, which are arranged as ``found``.
+
+    Args:
+        files, found, preparation, request: as everywhere.
+        unread: leave the calibration images unread, and their pixels empty; copies are not noticed then.
+
+    Raises:
+        CalibrationError: as ``image_tree``.
+    """
+    needed = sum(found.planned(request)[unread:])
+    check_size(preparation, needed, request.purpose)
+    skipped = Skipped("images", needed, files.place)
+    match = match_classes(found.classes, request)
+    digests: set[bytes] = set()
+    nothing = torch.empty(0)  # one for all, which may be millions
+    calibration, evaluation, notes = draw(
+        found.calibration,
+        found.evaluation,
+        request,
+        _reader(files, preparation, skipped, digests),
+        "images",
+        (lambda picture: ((picture, nothing), picture)) if unread else None,
+    )
+    return Drawn(
+        calibration,
+        evaluation,
+        None if match.labels is None else dict(zip(found.classes, match.labels, strict=True)),
         match.classes,
         [*files.notes, *found.notes, *skipped.notes(), *notes, *match.notes],
+        frozenset(digests),
     )
 
 
@@ -148,7 +206,7 @@ def _labelled(paths: dict[str, tuple[str, ...]]) -> tuple[list[Picture], tuple[s
 
 
 def _reader(
-    files: Files, preparation: ImagePreparation, skipped: Skipped
+    files: Files, preparation: ImagePreparation, skipped: Skipped, digests: set[bytes]
 ) -> Callable[[Picture], tuple[tuple[Picture, Tensor], bytes] | None]:
     def read(picture: Picture) -> tuple[tuple[Picture, Tensor], bytes] | None:
         try:
@@ -157,6 +215,8 @@ def _reader(
         except Undecodable as reason:
             skipped.add(repr(picture.name), str(reason))
             return None
-        return (picture, pixels), sha256(content).digest()
+        digest = sha256(content).digest()
+        digests.add(digest)
+        return (picture, pixels), digest
 
     return read

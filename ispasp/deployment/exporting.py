@@ -25,6 +25,7 @@ from ispasp.deployment.opened_run import OpenedRun, inputs, open_run
 from ispasp.deployment.precisions import PRECISION_KEY, PRECISIONS, SIDES, Feed, Variant, convert, file_name
 from ispasp.errors import ExportError, RunError, SettingError, listing
 from ispasp.latency import LatencyReport, check_seconds, compare_latency
+from ispasp.narrative import tuned_words
 from ispasp.onnx_export import OPSETS, OnnxReport, check_opset, export_onnx, opset_of
 from ispasp.parity import open_session, session_batch
 from ispasp.progress import part
@@ -268,6 +269,8 @@ def _metadata(run: OpenedRun, side: str) -> dict[str, str]:
             block["name"]: round(block["kept"] / block["groups"], 6) for block in run.result.report["blocks"]
         }
         said["ispasp.keep"] = json.dumps(kept)
+        if words := tuned_words(run.result.settings):
+            said["ispasp.tuned"] = words
     return said
 
 

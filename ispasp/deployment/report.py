@@ -18,6 +18,8 @@ from ispasp.result import RunRecord, load_record
 from ispasp.result_figures import blocks_figure, comparison_figure
 from ispasp.run_settings import RunSettings
 from ispasp.store import EXPORT
+from ispasp.tuning import report as tuning
+from ispasp.tuning.request import epochs_made
 from ispasp.vocabulary import SHARES, example_word, refit_words, selector_words
 
 
@@ -52,10 +54,11 @@ def write(path: Path, *, allow_code: bool = False) -> bytes:
     found = _Found(store.export_report(path), bench.bench_report(path), profile.profile_report(path))
     _headline(page, record, settings, about["note"], found.export, path.resolve().name)
     _settings(page, record, settings)
+    tuning.section(page, record)
     _blocks(page, record)
     _measured(page, path, found, allow_code)
     _machine(page, record, found)
-    _repeat(page, path, settings)
+    _repeat(page, path, record, settings)
     return page.html()
 
 
@@ -183,6 +186,7 @@ def _settings(page: Page, record: RunRecord, settings: RunSettings | None) -> No
         ("Hidden sum", settings.hidden_sum, ""),
         ("Batch norms", "measured anew" if settings.recalibrate else "as they were", ""),
         ("Distillation", narrative.plural(settings.distil, "step") if settings.distil else "none", ""),
+        ("Fine-tuning", narrative.tuned_words(record.settings) or "none", ""),
         ("Calibration examples", f"{settings.samples:,}", ""),
         ("Evaluation examples", f"at most {settings.evaluation:,}", ""),
         ("Seed", str(settings.seed), ""),
@@ -302,12 +306,17 @@ def _machine_table(page: Page, name: str, machine: Mapping[str, Any]) -> None:
     page.table(name, report_parts.machine(machine))
 
 
-def _repeat(page: Page, path: Path, settings: RunSettings | None) -> None:
+def _repeat(page: Page, path: Path, record: RunRecord, settings: RunSettings | None) -> None:
     page.heading("Repeat it")
     if settings is None:
         page.text("This run was made from Python; repeat it from there.")
         return
     page.text("With ispasp installed, from the folder that relative paths start from:")
-    page.code(command(settings))
+    for line in tuning.commands(record, command(settings)):
+        page.code(line)
+    if any(made is not None for made in epochs_made(record.settings)):
+        page.text(
+            "A fine-tuning that was stopped by hand goes on to its end so; the notebook stops where it did."
+        )
     page.text("And to read the saved model:")
     page.code(f"import ispasp\nmodel = ispasp.load({path.name!r}).model")

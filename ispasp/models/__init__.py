@@ -43,7 +43,7 @@ def load(source: ModelSource, *, allow_code: bool = False) -> LoadedModel:
     return python_file.load(source, allow_code=allow_code)
 
 
-def build(record: Mapping[str, Any], *, allow_code: bool = False) -> nn.Module:
+def build(record: Mapping[str, Any], *, allow_code: bool = False, seed: int = 0) -> nn.Module:
     """The architecture that ``LoadedModel.record`` describes, with fresh random weights, in eval mode.
 
     Needs no network, and no file but the Python one of a ``python:`` source.
@@ -51,6 +51,7 @@ def build(record: Mapping[str, Any], *, allow_code: bool = False) -> nn.Module:
     Args:
         record: the ``record`` of a loaded model, also after a way through JSON.
         allow_code: whether a Python file that the record names may be run.
+        seed: of the random weights, but for those of a Python file; 0 to 2**63 - 1.
 
     Raises:
         ModelError: the record is damaged or names what is not here, or running code is not permitted.
@@ -59,15 +60,15 @@ def build(record: Mapping[str, Any], *, allow_code: bool = False) -> nn.Module:
     if kind == "sample":
         from ispasp.models import sample
 
-        return sample.build(record)
+        return sample.build(record, seed)
     if kind == "torchvision":
         from ispasp.models import torchvision_models
 
-        return torchvision_models.build(record)
+        return torchvision_models.build(record, seed)
     if kind == "huggingface":
         from ispasp.models import huggingface
 
-        return huggingface.build(record)
+        return huggingface.build(record, seed)
     if kind == "python":
         from ispasp.models import python_file
 

@@ -86,7 +86,7 @@ def load(source: ModelSource) -> LoadedModel:
     )
 
 
-def build(record: Mapping[str, Any]) -> nn.Module:
+def build(record: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The architecture of a record with fresh random weights.
 
     Raises:
@@ -102,7 +102,7 @@ def build(record: Mapping[str, Any]) -> nn.Module:
             f"The record of the model names {class_name!r}, which is no class of transformers for its model type "
             f"{values.get('model_type')!r}; save the run again."
         )
-    return _built(class_name, values)
+    return _built(class_name, values, seed)
 
 
 @torch.no_grad()
@@ -218,12 +218,12 @@ def _check_values(class_name: str, values: Any, key: str = "") -> None:
             )
 
 
-def _built(class_name: str, values: Mapping[str, Any]) -> Any:
+def _built(class_name: str, values: Mapping[str, Any], seed: int = 0) -> Any:
     """The class with random weights, in eval mode; refused before it takes memory where it is too large."""
     transformers = _transformers(class_name)
     try:
         _check_values(class_name, values)
-        with seeded(), _quiet():
+        with seeded(seed), _quiet():
             made: Any = getattr(transformers, class_name)
             with torch.device("meta"):
                 size = sum(p.numel() for p in made(_config(values)).parameters())

@@ -49,11 +49,11 @@ def load(source: ModelSource) -> LoadedModel:
     )
 
 
-def build(record: Mapping[str, Any]) -> nn.Module:
+def build(record: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The architecture of a sample model with fresh random weights.
 
     Raises:
         ModelError: the name is unknown, or a text model's and transformers is not installed.
     """
-    with seeded():
+    with seeded(seed):
         return zoo.build(record.get("name", "")).eval()

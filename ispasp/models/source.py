@@ -28,7 +28,7 @@ KINDS = {
     "huggingface": "FOLDER_OR_HUB_NAME",
     "python": "path/to/file.py:function",
 }
-_SEED = 0
+_SEED = 0  # of weights that nobody asked to be others
 _BUILDING = threading.RLock()
 
 
@@ -105,12 +105,12 @@ def parse(text: str, weights: str = "") -> ModelSource:
 
 
 @contextlib.contextmanager
-def seeded() -> Iterator[None]:
-    """Build a module here: its random weights are the same each time, and the caller's random state stays."""
+def seeded(seed: int = _SEED) -> Iterator[None]:
+    """Build a module here: the seed alone decides its random weights, and the caller's random state stays."""
     with _BUILDING:
         state = torch.get_rng_state()
         # The generator of the CPU alone: torch.manual_seed would reset those of other devices too.
-        torch.default_generator.manual_seed(_SEED)
+        torch.default_generator.manual_seed(seed)
         try:
             yield
         finally:

@@ -76,7 +76,7 @@ def load(source: ModelSource) -> LoadedModel:
     )
 
 
-def build(record: Mapping[str, Any]) -> nn.Module:
+def build(record: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The architecture of a record with fresh random weights.
 
     Raises:
@@ -86,7 +86,7 @@ def build(record: Mapping[str, Any]) -> nn.Module:
     if not isinstance(outputs, int) or isinstance(outputs, bool) or not 1 <= outputs <= MAX_OUTPUTS:
         raise ModelError(f"The record of the model is damaged: {outputs!r} outputs; save the run again.")
     _check_known(name)
-    return _architecture(str(name), outputs)
+    return _architecture(str(name), outputs, seed)
 
 
 def fetch(url: str, name: str) -> Path:
@@ -123,14 +123,14 @@ def _check_known(name: object) -> None:
         raise ModelError(f"torchvision has no classification model {name!r}: {hint}")
 
 
-def _architecture(name: str, outputs: int) -> nn.Module:
+def _architecture(name: str, outputs: int, seed: int = 0) -> nn.Module:
     """With random weights, in eval mode; refused before it takes memory where it is too large."""
     if outputs > _MANY:
         # Not every one can be made without memory (RegNets cannot), but all grow by the same for each class.
         one, two = (sum(p.numel() for p in _architecture(name, few).parameters()) for few in (1, 2))
         size = 4 * (one + (outputs - 1) * (two - one))
         checkpoint.check_bytes(size, f"{name} with {outputs:,} classes")
-    with seeded():
+    with seeded(seed):
         model: nn.Module = architectures.get_model(
             name, weights=None, num_classes=outputs, **_WITHOUT_AUXILIARY.get(name, {})
         )
