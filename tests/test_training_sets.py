@@ -326,13 +326,38 @@ def test_a_python_file(tmp_path: Path):
         "def endless():\n    while True: yield torch.zeros(10, 2)\n"
     )
     where = f"python:{tmp_path / 'own.py'}"
-    found = load(f"{where}:one", None, (), None, allow_code=True)
+    found = load(f"{where}:one", None, (), None, allow_code=True, calibration=50)
     assert len(found.set) == 46 and found.set.labelled and not found.set.images
     assert [as_batch(batch).labels.tolist() for batch in found.evaluation] == [[4, 4, 4, 4]]
     pair = load(f"{where}:two", None, (), None, allow_code=True)
     assert len(pair.set) == 50 and "4 of the evaluation examples are training examples too" in pair.notes[0]
     some = load(f"{where}:endless", None, (), None, allow_code=True, examples=30)
     assert len(some.set) == 30 and not some.set.labelled
+
+
+@pytest.mark.parametrize("calibration", (1, 7, 10, 47, 48, 200))
+@pytest.mark.parametrize("evaluation", (1, 9, 12, 100))
+@pytest.mark.parametrize("examples", (None, 1, 5, 30, 200))
+def test_one_iterable_is_evaluated_on_what_pruning_is_measured_on(
+    tmp_path: Path, calibration: int, evaluation: int, examples: int | None
+):
+    """A run that was trained and is opened again must not be measured on examples that it was trained on."""
+    (tmp_path / "own.py").write_text(
+        "import torch\ndef one(): return list(torch.arange(48.0).view(12, 4, 1))\n"
+    )
+    source, given = f"python:{tmp_path / 'own.py'}:one", (None, ())
+    found = load(source, *given, None, allow_code=True, evaluation=evaluation, calibration=calibration,
+                 examples=examples)  # fmt: skip
+    numbers = [int(x) for part in everything(found) for x in as_batch(part).inputs[0].flatten()]
+    apart = [int(x) for part in found.evaluation for x in as_batch(part).inputs[0].flatten()]
+    assert numbers and apart and not set(numbers) & set(apart)
+    opened = datasets.load(datasets.parse(source), *given, outputs=None, samples=calibration, seed=0,
+                           evaluation=len(apart), allow_code=True)  # fmt: skip
+    assert [int(x) for part in opened.evaluation for x in as_batch(part).inputs[0].flatten()] == apart
+    if examples is None:
+        assert len(numbers) == 48 - len(apart) and len(apart) <= 9
+    elif examples == 30:
+        assert len(numbers) == 30
 
 
 def test_noise_has_no_labels_and_says_so():

@@ -18,8 +18,8 @@ from ispasp.errors import CalibrationError
 def python_data(spec: str, request: Request, *, allow_code: bool) -> Data:
     """What the function returns: an iterable of batches, or a (calibration, evaluation) pair of them.
 
-    Of one iterable the first examples calibrate and those after them evaluate; the seed changes
-    nothing. No more is read than is asked for, so an endless generator will do.
+    Of one iterable the first examples calibrate and those after them evaluate, whatever else is trained on; the seed
+    changes nothing. No more is read than is asked for, so an endless generator will do.
 
     Raises:
         UserCodeError: running code is not allowed, or the user's code raises.
@@ -31,6 +31,8 @@ def python_data(spec: str, request: Request, *, allow_code: bool) -> Data:
         if isinstance(given, tuple) and len(given) == 2 and not _is_batch(given):
             calibration, _ = _take(_iterate(given[0]), request.samples, request.purpose)
             evaluation, _ = _take(_iterate(given[1]), request.evaluation)
+        elif request.purpose == "training":
+            calibration, evaluation = _training(_iterate(given), request)
         else:
             stream = _iterate(given)
             calibration, rest = _take(stream, request.samples, request.purpose)
@@ -104,6 +106,23 @@ def _after(rest: Batch | None, stream: Iterator[Any]) -> Iterator[Any]:
     yield from stream
 
 
+def _training(stream: Iterator[Any], request: Request) -> tuple[list[Batch], list[Batch]]:
+    """Examples to train on, and for the evaluation the first of those that a run with these data was measured on.
+
+    These are all of them, unless that leaves too few to train on: then a fifth of what there is.
+    """
+    found, _ = _take(stream, max(request.samples, request.calibration) + request.evaluation, request.purpose)
+    total = sum(map(len, found))
+    if total <= request.calibration:
+        training, evaluation = _share(found, request.evaluation)
+    else:
+        spare = max(1, total // 5, total - request.samples)
+        before, after = _cut(found, request.calibration)
+        evaluation, after = _cut(after, min(request.evaluation, spare))
+        training = [*before, *after]
+    return _cut(training, request.samples)[0], evaluation
+
+
 def _share(found: list[Batch], most: int) -> tuple[list[Batch], list[Batch]]:
     """Leave the last fifth of too few examples for the evaluation, and at most so many."""
     total = sum(map(len, found))
@@ -111,9 +130,13 @@ def _share(found: list[Batch], most: int) -> tuple[list[Batch], list[Batch]]:
         raise CalibrationError(
             f"The function gives {total} examples: give at least two, one of them to evaluate with."
         )
-    calibration, rest = _take(iter(found), total - min(most, max(1, total // 5)))
-    used = len(calibration)
-    return calibration, [*([rest] if rest is not None else []), *found[used:]]
+    return _cut(found, total - min(most, max(1, total // 5)))
+
+
+def _cut(found: list[Batch], at: int) -> tuple[list[Batch], list[Batch]]:
+    """Batches of the first ``at`` examples, and of the others."""
+    first, rest = _take(iter(found), at) if at else ([], None)
+    return first, [*([rest] if rest is not None else []), *found[len(first) :]]
 
 
 def _plain(batch: Batch) -> Any:

@@ -41,6 +41,7 @@ class Request:
         evaluation: evaluation examples; never among the calibration ones.
         seed: draws the examples.
         purpose: what the samples are for, in a word: ``"calibration"`` or ``"training"``.
+        calibration: of a request for training, how many examples the run that is trained was calibrated with.
 
     Raises:
         SettingError: a number is out of its range.
@@ -53,6 +54,7 @@ class Request:
     evaluation: int
     seed: int
     purpose: str = "calibration"
+    calibration: int = 0
 
     def __post_init__(self) -> None:
         check_whole_number("samples", self.samples, at_least=1)

@@ -55,6 +55,7 @@ def load_training(
     examples: int | None = None,
     seed: int = 0,
     evaluation: int = 1000,
+    calibration: int = 0,
     allow_code: bool = False,
 ) -> Training:
     """Training examples of a source and others to evaluate on.
@@ -71,6 +72,8 @@ def load_training(
             are fewer.
         seed: draws the examples; 0 to 2**63 - 1.
         evaluation: evaluation examples at most, 1 or more.
+        calibration: how many examples ``load`` gives to calibrate with, 0 or more; where a Python file has one iterable
+            for everything, those after them are evaluated on, and all others can be trained on.
 
     Raises:
         SettingError, CalibrationError, UserCodeError, ModelError: as ``datasets.load``.
@@ -78,7 +81,7 @@ def load_training(
     samples = EVERYTHING if examples is None else examples
     check_whole_number("examples", samples, at_least=1)
     request = Request(
-        preparation, tuple(model_classes), outputs, samples, evaluation, seed, purpose="training"
+        preparation, tuple(model_classes), outputs, samples, evaluation, seed, "training", calibration
     )
     opened = _opened(source)
     if opened is not None:

@@ -46,6 +46,7 @@ def open_training(
         examples=request.train_examples,
         seed=settings.seed,
         evaluation=settings.evaluation,
+        calibration=settings.samples,
         allow_code=allow_code,
     )
 

@@ -26,6 +26,7 @@ from ispasp.calibration import Batch
 from ispasp.clock import Clock
 from ispasp.device import widest_float
 from ispasp.errors import CalibrationError, ModelError, NoLabelsError, RunError, SettingError
+from ispasp.narrative import plural
 from ispasp.records import Progress
 from ispasp.tuning import checkpoint, optimiser
 from ispasp.tuning.checkpoint import TuneState
@@ -347,7 +348,7 @@ class _Tuning:
             return ""
         return (
             f"Stopped after epoch {len(self.curve)} of {self.epochs}, because the held-out loss has not fallen for "
-            f"{patience} epochs; {self._kept()}."
+            f"{plural(patience, 'epoch')}; {self._kept()}."
         )
 
     def _best_epoch(self) -> int:
