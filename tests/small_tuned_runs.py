@@ -23,6 +23,8 @@ from ispasp.tuning.records import EpochDone
 from ispasp.tuning.request import TuneRequest
 
 FUNCTIONS = """
+import time
+
 import torch
 from torch import nn
 
@@ -46,6 +48,9 @@ def unlabelled():
 
 def one_pool():
     return [examples(100, 3)]
+
+def anew():
+    return [examples(100, time.time_ns() % 2**31)]
 """
 
 

@@ -66,8 +66,16 @@ def test_figures_of_other_examples_do_not_stand_beside_each_other(one_pool: Path
     assert rows[1]["Accuracy"] == rows[1]["Agreement"] == "unknown" and "%" in rows[2]["Accuracy"]
 
 
-def test_as_many_other_examples_are_told_as_well(one_pool: Path) -> None:
+def test_few_training_examples_leave_it_those_that_it_was_measured_on(one_pool: Path) -> None:
     record = load_record(tuned(one_pool, dataclasses.replace(quick(), train_examples=40)))
+    assert (record.report["examples"], record.report["tuning"]["train_examples"]) == (30, 40)
+    assert not any("of its own" in note for note in record.settings["notes"])
+
+
+def test_as_many_other_examples_are_told_as_well(tmp_path: Path) -> None:
+    """The file gives others whenever it is asked."""
+    parent = own_run(tmp_path, "anew", keep=0.5)
+    record = load_record(tuned(parent, dataclasses.replace(quick(), train_examples=40)))
     assert record.report["examples"] == 30
     assert any("Measured on 30 examples of its own" in note for note in record.settings["notes"])
 
