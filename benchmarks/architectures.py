@@ -9,9 +9,13 @@ row has been through the check that the sliced model computes what the masked on
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a script, from anywhere
 
 import ispasp
 from ispasp.errors import ISpaSPError

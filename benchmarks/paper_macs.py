@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchvision import models  # type: ignore[import-untyped]
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a script, from anywhere
 
 from ispasp import evaluate, surgery
 from ispasp.blocks import find_blocks
