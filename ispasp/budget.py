@@ -35,6 +35,7 @@ from ispasp.records import Finished, Progress
 from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
 from ispasp.sensitivity_run import curves_of
+from ispasp.unfinished import Discarded
 
 __all__ = [
     "Budget",
@@ -195,15 +196,18 @@ class _Run:
         )
         report: dict[str, Any] = {}
         run_id = ""
-        for event in steps:
-            if isinstance(event, Finished):
-                report = event.result.report
-            elif isinstance(event, Progress):
-                what = "the budget's run" if role == "budget" else "the uniform run"
-                yield Progress(low + (high - low) * event.done, f"{what}: {event.doing}")
-            elif isinstance(event, RunSaved):
-                run_id = event.run_id
-                yield event
+        try:
+            for event in steps:
+                if isinstance(event, Finished):
+                    report = event.result.report
+                elif isinstance(event, Progress):
+                    what = "the budget's run" if role == "budget" else "the uniform run"
+                    yield Progress(low + (high - low) * event.done, f"{what}: {event.doing}")
+                elif isinstance(event, RunSaved):
+                    run_id = event.run_id
+                    yield event
+        except Discarded as unwanted:
+            steps.throw(unwanted)
         self.dense = {what: report[f"{what}_before"] for what in ("macs", "params", "accuracy")}
         measured = {what: report[f"{what}_after"] for what in ("macs", "params", "accuracy")}
         measured |= {"agreement": report["agreement"], "speedup": speedup}

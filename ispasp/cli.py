@@ -29,6 +29,7 @@ from ispasp.tuning import commands as tuning
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    options = argparse.Namespace()
     try:
         options = _parser().parse_args(arguments)
         with processes.joined(getattr(options, "device", "auto")) as group, _heard(group.leads):
@@ -39,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended(str(error), 2)
     except KeyboardInterrupt:
         return _ended(
-            "interrupted; nothing was left half-written, and 'python -m ispasp resume' lists what can go on.",
-            130,
+            f"interrupted; nothing was left half-written, and {commands.what_goes_on(options)}.", 130
         )
     return 0
 
@@ -106,7 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(finetune)
     tuning.add_options(finetune)
     resume = add("resume", "go on with a run, a sweep or a fine-tuning that was cut off", together=True)
-    resume.add_argument("id", nargs="?", help="its name; without one, all that were cut off are listed")
+    resume.add_argument(
+        "id",
+        nargs="?",
+        metavar="NAME",
+        help="its name, or the folder that --out named; without one, all in the runs folder are listed",
+    )
+    resume.add_argument("--discard", action="store_true", help="remove what there is of it, and do not go on")
     export = add("export", "write a saved run as ONNX files, compare them with torch, time them", deployment)
     _add_run(export)
     _add_precision(export)

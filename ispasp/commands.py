@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ispasp import (
@@ -29,6 +31,7 @@ from ispasp.deployment import exporting
 from ispasp.deployment.exporting import ExportDone
 from ispasp.errors import RunError, SettingError
 from ispasp.narrative import distil_sentence, model_stages, percent, remarks
+from ispasp.paths import expanded, inside
 from ispasp.records import Finished
 from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
@@ -135,35 +138,80 @@ def sweep(options: argparse.Namespace) -> None:
 
 
 def resume(options: argparse.Namespace) -> None:
-    """Go on with what was cut off; without a name, list what there is."""
-    folder = store.default_folder()
-    if options.id is not None and (folder / TUNING / Path(options.id).name).is_dir():
-        return tuning_commands.resume(options)
-    cut_off, begun = unfinished.find(folder), sweeps.unfinished(folder)
+    """Go on with what was cut off, or discard it; without a name, list what there is."""
     if options.id is None:
-        tunings = tuning_runs.find(folder)
-        for run in cut_off:
-            print(f"{run.run_id}  {run.blocks_done} of {run.blocks_total or 'all'} blocks done")
-        for one in begun:
-            print(f"{one.id}  sweep, {sum(map(bool, one.finished))} of {len(one.finished)} runs done")
-        for each in tunings:
-            print(
-                f"{each.run_id}  fine-tuning of {each.parent}, {each.epochs_done} of {each.epochs_total} epochs done"
-            )
-        if not cut_off and not begun and not tunings:
-            print(f"ispasp: nothing was cut off in {folder}.", file=sys.stderr)
-        return
-    if found := next((one for one in begun if one.id == options.id), None):
-        processes.check_alone("A sweep")
-        seen: list[Any] = watch(sweeps.execute(found.settings, folder, id=found.id, allow_code=True))
-    elif (folder / unfinished.FOLDER / Path(options.id).name).is_dir():
+        if options.discard:
+            raise SettingError("--discard needs a name; without both, resume lists what was cut off.")
+        return _list_cut_off(store.default_folder())
+    path, kind = _cut_off(options.id)
+    if options.discard:
+        processes.check_alone("Discarding")
+        kind.discard(path.parent, path.name)
+        print(json.dumps({"discarded": path.name}) if options.json else f"{path.name} is discarded")
+    elif kind is tuning_runs:
+        tuning_commands.resume(path, options.json)
+    elif kind is unfinished:
         processes.check_alone("A pruning run that was cut off")
-        seen = watch(runs.resume(folder, options.id, allow_code=True))
+        _report_saved(watch(runs.resume(path.parent, path.name, allow_code=True)), options.json)
     else:
-        raise RunError(
-            f"Nothing called {options.id} was cut off in {folder}; without a name, resume lists what was."
+        processes.check_alone("A sweep")
+        found = next((one for one in sweeps.unfinished(path.parent) if one.id == path.name), None)
+        if found is None:
+            raise RunError(
+                f"The sweep {path.name} is being worked on, or nobody can read its plan: stop it first, or discard it "
+                f"('{unfinished.command_of(path)} --discard')."
+            )
+        steps = sweeps.execute(found.settings, path.parent, id=found.id, allow_code=True)
+        _report_saved(watch(steps), options.json)
+
+
+def _list_cut_off(folder: Path) -> None:
+    cut_off, begun, tunings = unfinished.find(folder), sweeps.unfinished(folder), tuning_runs.find(folder)
+    for run in cut_off:
+        print(f"{run.run_id}  {run.blocks_done} of {run.blocks_total or 'all'} blocks done")
+    for one in begun:
+        print(f"{one.id}  sweep, {sum(map(bool, one.finished))} of {len(one.finished)} runs done")
+    for each in tunings:
+        print(
+            f"{each.run_id}  fine-tuning of {each.parent}, {each.epochs_done} of {each.epochs_total} epochs done"
         )
-    _report_saved(seen, options.json)
+    if not cut_off and not begun and not tunings:
+        print(f"ispasp: nothing was cut off in {folder}.", file=sys.stderr)
+
+
+def _cut_off(given: str) -> tuple[Path, ModuleType]:
+    """Where the run or the sweep of a name or a path was to lie, and the module that discards it.
+
+    Raises:
+        RunError: nothing of that name was begun and not finished.
+    """
+    folder, elsewhere = store.default_folder(), expanded(given, RunError)
+    for path in [folder / given, elsewhere] if given == elsewhere.name else [elsewhere]:
+        if kind := _begun(path):
+            return path, kind
+    raise RunError(
+        f"Nothing called {given} was cut off in {folder}, and nothing at that path: give a name that resume lists, or "
+        "the folder that --out named."
+    )
+
+
+def _begun(path: Path) -> ModuleType | None:
+    """The module that discards what was begun and was to lie at ``path``; None where nothing was."""
+    folder, name = path.parent, inside(path.parent, path.name).name
+    for kind, place in ((tuning_runs, TUNING), (unfinished, unfinished.FOLDER)):
+        if (folder / place / name).is_dir():
+            return kind
+    return sweeps if sweeps.is_begun(folder, name) else None
+
+
+def what_goes_on(options: argparse.Namespace) -> str:
+    """How to go on with a command that was interrupted, as the end of a sentence."""
+    with contextlib.suppress(RunError, OSError):
+        out, name = getattr(options, "out", None), getattr(options, "id", None)
+        path = _cut_off(name)[0] if name else out
+        if path and _begun(path):
+            return f"'{unfinished.command_of(path)}' goes on with it"
+    return "'python -m ispasp resume' lists what can go on"
 
 
 def _report_saved(events: Iterable[Any], as_json: bool) -> None:

@@ -49,7 +49,7 @@ def watched(events: Iterable[Event]) -> Iterator[Event]:
 
     It is fed by ``Progress`` and ``Iteration`` records, so it fits every generator of this library. In a
     notebook with ipywidgets the bar is a widget, elsewhere it is text on standard error. Leaving the loop
-    early ends the work as well.
+    early ends the work as well; what it has written down on its way stays.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that ipywidgets are missing and that this is experimental

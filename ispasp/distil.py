@@ -185,6 +185,19 @@ class _Distillation:
         )
         self.channels_last = self.images and to_channels_last((pruned, dense), self.batches[0].first(2))
         self.distance = Distance(pruned, dense)
+        try:
+            before, after, weights, done = yield from self._trained(pruned, dense, steps, learning_rate)
+        finally:
+            self.distance.close()
+        model = evaluate.copy_to(self.given, device)
+        if weights is not None:
+            model.load_state_dict(weights)
+        return Recovery(model, before, after, done, time.perf_counter() - began)
+
+    def _trained(
+        self, pruned: nn.Module, dense: nn.Module, steps: int, learning_rate: float | None
+    ) -> Generator[Progress, None, tuple[float, float, dict[str, Tensor] | None, int]]:
+        """All steps: the objective before and at its best, the weights then (None: those given), the steps made."""
         parameters = [p.requires_grad_() for p in pruned.parameters() if p.is_floating_point()]
         if not parameters:
             raise ModelError(f"{type(pruned).__name__} has no parameters, so there is nothing to distil.")
@@ -220,11 +233,7 @@ class _Distillation:
             yield Progress(done / steps, f"distilling, step {done} of {steps}")
         if done < steps:
             yield Progress(1.0, f"distilling stopped at step {done} of {steps}: the loss is not finite")
-        self.distance.close()
-        model = evaluate.copy_to(self.given, device)
-        if weights is not None:
-            model.load_state_dict(weights)
-        return Recovery(model, before, best, done, time.perf_counter() - began)
+        return before, best, weights, done
 
     def _step(self, optimiser: torch.optim.Optimizer, blend: bool) -> bool:
         """One gradient step; False, and no step, where the loss is not finite."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from ispasp import device as devices
 from ispasp import evaluate, processes
 from ispasp.errors import RunError, SettingError, listing
 from ispasp.tuning import checkpoint as checkpoints
+from ispasp.tuning.alike import check_alike
 from ispasp.tuning.checkpoint import TuneState
 from ispasp.tuning.copies import check_modules
 from ispasp.tuning.loop import tune_steps
@@ -59,7 +61,8 @@ def finetune(
 
     Raises:
         SettingError: the preset is unknown, there are no epochs at the end, or as ``tune_steps``.
-        RunError: the checkpoint is damaged, or of another model, other data or other settings.
+        RunError: the checkpoint is damaged, or of another model, other data or other settings; or the processes were
+            not given the same.
         CalibrationError, ModelError, DeviceError, ProcessError: as ``tune_steps``.
     """
     if preset not in PRESETS:
@@ -79,8 +82,10 @@ def finetune(
         folder = None if checkpoint is None else Path(checkpoint)
         state = None
         if folder is not None:
-            processes.agreed(False)  # where all are here, the first has written all of an earlier call
             made_of = checkpoints.fingerprint(pruned, dense, examples, chosen)
+            # Where all have been here, the first has written all of an earlier call.
+            for _ in check_alike([pruned, dense], examples, batches, dataclasses.asdict(chosen)):
+                pass
             state = checkpoints.read(folder, made_of)
         work = tune_steps(
             pruned,

@@ -11,6 +11,7 @@ a person who went to lunch; it keeps its memory, which is why a registry holds a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ from typing import Any
 from ispasp.errors import ISpaSPError, SettingError
 from ispasp.job_states import Snapshot, State
 from ispasp.records import Iteration, Progress
+from ispasp.unfinished import Discarded
 
 __all__ = ["Job", "Registry", "Snapshot", "State", "Work", "registry"]
 
@@ -95,7 +97,7 @@ class Job:
         self._ask(_Wish.PAUSE)
 
     def cancel(self) -> None:
-        """End after the event under way; the generator is closed, so its ``finally`` blocks run."""
+        """End after the event under way: ``Discarded`` is thrown into the generator, and ``finally`` blocks run."""
         self._ask(_Wish.CANCEL)
 
     def finish(self) -> None:
@@ -245,7 +247,9 @@ class Job:
             state, error, failure = State.FAILED, _unexpected(problem), type(problem)
         try:
             if state is State.CANCELLED and isinstance(events, Generator):
-                events.close()
+                with contextlib.suppress(Discarded, StopIteration):
+                    events.throw(Discarded())
+                    events.close()
         except Exception:
             log.exception("job %s (%s) failed while it was being closed", self.id, self.title)
         with self._changed:

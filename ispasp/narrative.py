@@ -289,7 +289,10 @@ def _stages(report: Mapping[str, Any]) -> list[_Stage]:
         names.append("then distilled")
     if tuning:
         befores.append(tuning)
-        names = ["random weights"] if tuning["start"] == "random" else names
+        if tuning["start"] == "random":
+            names = ["random weights"]
+        elif tuning.get("earlier"):
+            names[-1] = "fine-tuned before"
         names.append("then fine-tuned")
     figures = [(each.get("accuracy_before"), each.get("agreement_before")) for each in befores]
     return [_Stage(name, *of) for name, of in zip(names, [*figures, (None, None)], strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,11 +45,12 @@ def execute(
     allow_code: bool = False,
     lineage: Mapping[str, str] | None = None,
     opened: Opened | None = None,
-) -> Iterator[Event | RunSaved]:
+) -> Generator[Event | RunSaved, None, None]:
     """Prune a model and save the run; the last event is ``RunSaved``.
 
     The run's folder is written when the run is finished, and then all of it or nothing. Until then every
-    finished block is kept (``ispasp.unfinished``), so that ``resume`` can go on where the process was killed.
+    finished block is kept (``ispasp.unfinished``), so that ``resume`` can go on where the process was killed or the
+    events were closed. ``unfinished.Discarded``, thrown into them, leaves nothing.
 
     Of several processes (``ispasp.processes``) each streams a share of the calibration data, and the first alone
     writes; the others' last event is ``Finished``.
@@ -80,7 +81,9 @@ def execute(
     yield RunSaved(path.name, path)
 
 
-def resume(runs_folder: Path, run_id: str, *, allow_code: bool = False) -> Iterator[Event | RunSaved]:
+def resume(
+    runs_folder: Path, run_id: str, *, allow_code: bool = False
+) -> Generator[Event | RunSaved, None, None]:
     """Go on with a run that was cut off, from its last finished block; events as of ``execute``.
 
     Raises:
@@ -110,7 +113,7 @@ def _attempted(opened: Opened, attempt: Attempt, path: Path) -> Iterator[Event]:
                 yield event
     except RunError:  # the disk is full, say: there is something to go on with once there is room
         raise
-    except (GeneratorExit, ISpaSPError):
+    except ISpaSPError:
         attempt.discard()
         raise
 

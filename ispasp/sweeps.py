@@ -152,7 +152,9 @@ def execute(
             members = []
             for index, run in enumerate(finished):
                 if run is None and index not in plan.refused:
-                    members.append(_Member(index, opened, attempts.enter_context(plan.attempt(index))))
+                    attempt = plan.attempt(index)
+                    attempts.callback(attempt.let_go)  # even if nobody wants it now: the sweep can be resumed
+                    members.append(_Member(index, opened, attempt))
             work = _Work(opened, members, runs_folder, plan.threads, workers)
             for group in _groups(members, at_once):
                 for event in work.in_step(group):
@@ -365,6 +367,15 @@ def unfinished(runs_folder: Path) -> list[Sweep]:
             if not plan.is_complete:
                 found.append(Sweep(plan.id, plan.sweep, plan.finished(), plan.begun_at))
     return sorted(found, key=lambda sweep: (sweep.begun_at, sweep.id), reverse=True)
+
+
+def is_begun(runs_folder: Path, id: str) -> bool:
+    """Whether there is a sweep of this name that is not complete, or whose plan nobody can read."""
+    file = inside(runs_folder / FOLDER, f"{id}.json")
+    try:
+        return file.is_file() and not json.loads(file.read_text())["complete"]
+    except UNREADABLE:
+        return True
 
 
 def discard(runs_folder: Path, id: str) -> None:

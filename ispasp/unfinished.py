@@ -1,14 +1,17 @@
 """Runs that were cut off: what every finished block leaves on disk, so that a run can go on from there.
 
 Each lies in ``.unfinished/<run id>`` of the runs folder until its run is saved, and is locked by the process that
-works on it.
+works on it. Work that is closed, interrupted or killed leaves it there; whoever wants nothing of it kept throws
+``Discarded`` into the work, or calls ``discard`` afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ispasp import cores, plain_files
+from ispasp import cores, plain_files, store
 from ispasp.errors import ISpaSPError, RunError, UnderWorkError
 from ispasp.onepass import BlockDone
 from ispasp.paths import inside
@@ -36,6 +39,10 @@ UNREADABLE = (
 )  # fmt: skip
 PLAN = "plan.json"
 PATIENCE = 1.0  # seconds to wait for a lock: whoever lists what is there holds it for a moment
+
+
+class Discarded(BaseException):
+    """Thrown into work by whoever wants nothing of it kept. Closing does not say so: what fails elsewhere closes it."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,10 @@ class Claim:
             self.read_plan()
         except UNREADABLE as error:
             self._lock.release()
+            resume = command_of(folder.parent.parent / folder.name)
             raise RunError(
-                f"The interrupted run {self.run_id} cannot be taken up ({error}); discard it and run again."
+                f"The interrupted run {self.run_id} cannot be taken up ({error}): discard it ('{resume} --discard') "
+                "and run again."
             ) from error
 
     def read_plan(self) -> None:
@@ -96,8 +105,11 @@ class Claim:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.let_go()
+    def __exit__(self, why: type[BaseException] | None, *_: object) -> None:
+        if why is not None and issubclass(why, Discarded) and self._lock.is_locked:
+            self.discard()
+        else:
+            self.let_go()
 
     def let_go(self) -> None:
         """Leave it as it is, for whoever takes it up."""
@@ -201,9 +213,10 @@ def begin_at(folder: Path, plan: Mapping[str, Any]) -> None:
         RunError: there is work of that name, or it cannot be written.
     """
     if folder.is_dir():
+        resume = command_of(folder.parent.parent / folder.name)
         raise RunError(
-            f"{folder.name} was begun already and is not finished: go on with it ('python -m ispasp resume "
-            f"{folder.name}'), discard it, or choose another name."
+            f"{folder.name} was begun already and is not finished: go on with it ('{resume}'), discard it ('{resume} "
+            "--discard'), or choose another name."
         )
     written(folder, lambda: folder.mkdir(parents=True))
     try:
@@ -211,6 +224,14 @@ def begin_at(folder: Path, plan: Mapping[str, Any]) -> None:
     except RunError:
         remove(folder)
         raise
+
+
+def command_of(path: Path) -> str:
+    """The command that goes on with the run that is to lie at ``path``: its name will do in the runs folder."""
+    name = path.name
+    if path.parent.resolve() != store.default_folder().resolve():
+        name = str(path) if path.parent != Path() else os.path.join(os.curdir, path)  # noqa: PTH118
+    return f"python -m ispasp resume {shlex.quote(name)}"
 
 
 def find(runs_folder: Path) -> list[Unfinished]:

@@ -6,28 +6,30 @@ happened when the second process failed, or ended, in the middle of a further on
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ispasp
 from ispasp import processes
-from ispasp.calibration import read
+from ispasp.calibration import Batch, read
 from ispasp.errors import ISpaSPError
 from ispasp.tuning import checkpoint
 from ispasp.tuning.drawing import generator_of, held_out, steps_of
 from ispasp.tuning.settings import TuneSettings
 from ispasp.tuning.training_set import MemorySet
-from tests.small_distillation import SmallNet, narrow
+from tests.small_distillation import SmallNet, mlp, narrow
 from tests.small_tuning import Words, normed, pictures, sentences, tuned, vectors
 
 # 57 examples, of which 51 are trained on in steps of 12 and 13: slices are uneven.
@@ -123,6 +125,69 @@ def apart() -> str:
     return "nothing"
 
 
+class Unread:
+    """A set whose examples do not lie in memory; it counts those that were asked for."""
+
+    labelled, images, notes = True, False, ()
+
+    def __init__(self, given: MemorySet) -> None:
+        self.given, self.asked = given, 0
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def to(self, device: torch.device) -> Unread:
+        return self
+
+    def batches(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
+        for numbers in order:
+            self.asked += len(numbers)
+            yield from self.given.batches([numbers])
+
+
+def unlike() -> dict[str, str]:
+    """What is said where the second process was given something else than the first."""
+    inputs, labels = vectors(200)
+    other = processes.here().rank
+    seeded = torch.Generator().manual_seed(other)
+    model, changed, flipped = mlp(4), inputs.clone(), labels.clone()
+    changed[101] += other
+    flipped[101] = (flipped[101] + other) % 3
+    shuffled = DataLoader(TensorDataset(inputs, labels), 50, shuffle=True, generator=seeded)
+    moved = copy.deepcopy(model)
+    moved[2].bias.data[1] += other
+    rounded = copy.deepcopy(model)
+    rounded[0].weight.data *= 1 + 1e-6 * other
+    unread = Unread(MemorySet(shuffled))
+    usual = {"data": [(inputs, labels)], "settings": dataclasses.replace(SETTINGS, batch_size=90)}
+    cases: dict[str, dict[str, Any]] = {
+        "model": {"pruned": moved},
+        "dense": {"dense": moved},
+        "settings": {"settings": dataclasses.replace(usual["settings"], seed=other)},
+        "order": {"data": shuffled},
+        "one example": {"data": [(changed, labels)]},
+        "one label": {"data": [(inputs, flipped)]},
+        "files": {"data": unread},
+        "evaluation": {"evaluation": read([(inputs, flipped)])},
+        "nothing": {},
+        "last digits": {"pruned": rounded},
+    }
+    said = {}
+    for name, change in cases.items():
+        try:
+            tuned(**{"pruned": model, **usual, **change})
+            said[name] = "nothing"
+        except ISpaSPError as error:
+            said[name] = f"{type(error).__name__}: {error}"
+    said["read"] = str(unread.asked)
+    place = Path(sys.argv[1]) / "not kept"
+    try:
+        ispasp.finetune(moved, [(inputs, labels)], settings=usual["settings"], device="cpu", checkpoint=place)
+    except ISpaSPError as error:
+        said["door"] = f"{type(error).__name__}: {error}"
+    return said
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with processes.joined(timeout_seconds=60) as group:
@@ -141,6 +206,8 @@ if __name__ == "__main__":
         save_file(model.state_dict(), folder / f"door {group.rank}")
         (folder / f"curves {group.rank}").write_text(json.dumps(curves))
         (folder / f"apart {group.rank}").write_text(apart())
+        torch.manual_seed(0)
+        (folder / f"unlike {group.rank}").write_text(json.dumps(unlike()))
     (folder / f"wrong {group.rank}").write_text(wrong_label())
     with processes.joined(timeout_seconds=60):
         (folder / "said").write_text(cut_off())

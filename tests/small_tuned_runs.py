@@ -19,7 +19,7 @@ from ispasp.records import BlockPruned, Progress
 from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
 from ispasp.tuning import runs as tunings
-from ispasp.tuning.records import EpochDone
+from ispasp.tuning.records import Began, EpochDone
 from ispasp.tuning.request import TuneRequest
 
 FUNCTIONS = """
@@ -103,8 +103,8 @@ def tuned(parent: Path, request: TuneRequest, folder: Path | None = None, **more
 
 
 def told(events: Iterable[Any]) -> list[Any]:
-    """All events but the progress."""
-    return [event for event in events if not isinstance(event, Progress)]
+    """All events but the progress, and what there was before."""
+    return [event for event in events if not isinstance(event, (Progress, Began))]
 
 
 def weights(path: Path) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def tuned(
     **more: Any,
 ) -> Tuned:
     """A fine-tuning on the CPU, carried to its end."""
-    training = data if isinstance(data, MemorySet) else MemorySet(data)
+    training = data if hasattr(data, "labelled") else MemorySet(data)
     return end(tune_steps(pruned, dense, training, evaluation, settings, device=CPU, **more))[0]
 
 

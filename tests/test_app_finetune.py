@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from streamlit.dataframe_util import convert_arrow_bytes_to_pandas_df
 from streamlit.testing.v1 import AppTest
 
 from ispasp import runs
@@ -19,10 +20,11 @@ from ispasp.run_settings import RunSettings
 from ispasp.store import open_run
 from ispasp.tuning import runs as tunings
 from ispasp.tuning.memory import CheckpointMissed
-from ispasp.tuning.records import EpochDone
+from ispasp.tuning.records import Began, EpochDone
 from ispasp.tuning.request import TuneRequest
-from tests import app_page
+from tests import app_page, small_tuned_runs
 from tests.app_page import MAIN, press, runs_folder, seen, sound, table, until, words
+from tests.small_tuned_runs import own_run, paper, quick
 from ui import background, library
 
 __all__ = ["runs_folder"]  # a fixture that every test here uses
@@ -94,10 +96,7 @@ def cut_off(run: Path, at_work: Callable[[], bool] = lambda: True) -> None:
     steps = tunings.execute(run, request, folder, path=folder / "cut")
     next(event for event in steps if isinstance(event, EpochDone))
     assert at_work()
-    shutil.copytree(folder / ".tuning", folder / "kept")
-    steps.close()  # which leaves nothing, as a killed process would
-    shutil.rmtree(folder / ".tuning", ignore_errors=True)
-    (folder / "kept").rename(folder / ".tuning")
+    steps.close()
 
 
 def charts(app: AppTest) -> list[str]:
@@ -243,6 +242,40 @@ def test_what_could_not_be_written_down_is_said_until_it_can(run: Path) -> None:
     assert "Epoch 1 of 4: loss 0.5, held out 0.4, accuracy 91.0 %; the best so far." in words(app)
     assert "The disk \\`is\\` full. The work goes on" in app.warning[0].value
     assert app.button(key="go_on_tuning") and not app.button(key="finish_tuning").disabled
+
+
+def test_the_lines_are_of_the_examples_that_the_epochs_are_measured_on(run: Path) -> None:
+    paused_after(run, Began(0.75, 0.25, 0.5), EpochDone("", 1, 4, 0.05, 0.5, 0.4, 0.5, 0.92, True, 1.0))
+    (chart, _) = visit(run="small").get("vega_lite_chart")
+    drawn = convert_arrow_bytes_to_pandas_df(chart.proto.data.data)
+    levels = {what: set(lines["value"]) for what, lines in drawn.groupby("what")}
+    assert levels == {"fine-tuned": {50.0}, "dense": {75.0}, "before": {25.0}}
+
+
+def test_before_and_after_are_of_the_same_examples(tmp_path: Path) -> None:
+    """The run was measured on 30 examples of a pool; 20 of them are not trained on."""
+    parent = own_run(tmp_path, "one_pool", keep=0.5)
+    after = small_tuned_runs.tuned(parent, quick(epochs=1))
+    by_block = small_tuned_runs.tuned(parent, paper(epochs=1, after_block=1))
+    report, was = open_run(after).report, open_run(parent).report
+    began, gone = (
+        f"{100 * share:.1f} %" for share in (report["tuning"]["accuracy_before"], was["accuracy_after"])
+    )
+    assert (report["examples"], was["examples"]) == (20, 30) and began != gone
+    app = visit(run=parent.name, result=after.name)
+    assert app.subheader[0].value.startswith("What was gained")
+    assert app.subheader[1].value.startswith(f"{began} → **")
+    rows = table(app, "Best")
+    assert dict(zip(rows["Epochs"], rows["Before"].fillna(""), strict=True)) == {"1": began, "3": ""}
+    app = visit(run=parent.name, result=by_block.name)
+    assert app.subheader[1].value.startswith("**") and "on the same examples is not known" in words(app)
+
+
+def test_the_run_before_stands_beside_one_pruned_anew_on_the_same_examples(tmp_path: Path) -> None:
+    parent = own_run(tmp_path, keep=0.5)
+    small_tuned_runs.tuned(parent, paper(epochs=1, after_block=1))
+    app = visit(run=parent.name)
+    assert app.subheader[1].value.startswith(f"{100 * open_run(parent).report['accuracy_after']:.1f} % → **")
 
 
 def test_where_the_paper_s_preset_is_can_be_seen(run: Path) -> None:

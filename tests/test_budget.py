@@ -11,13 +11,14 @@ from typing import Any
 import onnx
 import pytest
 
-from ispasp import allocation, budget, budget_search, budget_tables, latency_table, store
+from ispasp import allocation, budget, budget_search, budget_tables, latency_table, store, unfinished
 from ispasp.budget import Budget, BudgetDone, BudgetReport
 from ispasp.budget_search import Counts, Search, Stopwatch
 from ispasp.errors import ISpaSPError, RunError, SettingError
 from ispasp.opened import open_all
 from ispasp.records import Progress
 from ispasp.runs import RunSaved
+from ispasp.unfinished import Discarded
 from tests.small_budgets import small_settings
 
 
@@ -246,8 +247,10 @@ def test_a_budget_can_be_stopped_at_any_step(tmp_path: Path) -> None:
     for stop_at in ("tracing", "sensitive", "the budget's run: slicing"):
         steps = budget.execute(asked, [budget.parse("macs=50%")], tmp_path / "runs", allow_code=True)
         assert any(isinstance(step, Progress) and stop_at in step.doing for step in steps)
-        steps.close()
+        with pytest.raises(Discarded):
+            steps.throw(Discarded())
     assert store.list_runs(tmp_path / "runs") == [] and budget.list_reports(tmp_path / "runs") == []
+    assert not (tmp_path / "runs" / unfinished.FOLDER).exists()
 
 
 def test_reports_are_listed_and_damaged_ones_left_out(tmp_path: Path) -> None:

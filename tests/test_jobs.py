@@ -116,6 +116,26 @@ def test_cancel_takes_effect_before_the_next_event_and_closes_the_generator(regi
     assert job.state is State.CANCELLED
 
 
+def test_work_that_goes_on_when_it_is_cancelled_is_closed(registry: Registry) -> None:
+    said: list[str] = []
+
+    def work() -> Iterator[Any]:
+        try:
+            try:
+                yield from count(2)
+            except BaseException:
+                yield "not now"
+        except GeneratorExit:
+            said.append("closed")
+            raise
+
+    job = registry.submit("stubborn", work, "cpu", paused=True)
+    job.step()
+    assert job.wait(State.PAUSED)
+    job.cancel()
+    assert job.wait(State.CANCELLED) and said == ["closed"]
+
+
 def test_a_paused_job_that_is_cancelled_is_live_until_it_has_ended(registry: Registry) -> None:
     closing = threading.Event()
 

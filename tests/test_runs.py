@@ -21,6 +21,7 @@ from ispasp.records import Distilled, Progress
 from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
 from ispasp.settings import PruneSettings
+from ispasp.unfinished import Discarded
 
 SETTINGS = RunSettings("mnist_mlp", keep=0.2, samples=64, device="cpu")
 
@@ -99,21 +100,23 @@ def test_a_run_can_be_distilled_and_recalibrated(tmp_path: Path) -> None:
     assert record.report["distil"]["accuracy_before"] is not None
 
 
-def test_a_run_stopped_while_it_is_distilled_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_discarded_while_it_is_distilled_leaves_nothing(tmp_path: Path) -> None:
     events = runs.execute(dataclasses.replace(SETTINGS, distil=50), tmp_path)
     for event in events:
         if isinstance(event, Progress) and event.doing == "distilling, step 2 of 50":
             break
-    events.close()
+    with pytest.raises(Discarded):
+        events.throw(Discarded())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+def test_a_run_that_is_discarded_leaves_nothing(tmp_path: Path) -> None:
     events = runs.execute(SETTINGS, tmp_path)
     for event in events:
         if isinstance(event, ispasp.Iteration):
             break
-    events.close()
+    with pytest.raises(Discarded):
+        events.throw(Discarded())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -165,10 +165,7 @@ def test_training_and_validation_folders_and_copies_of_evaluation_images(tmp_pat
     trained = values(everything(found))
     assert set(trained) == set(range(24)) and len(trained) == 25
     assert values(found.evaluation).count(300) == 1
-    [note] = found.notes
-    assert (
-        note.startswith("1 of the images could not be used") and "a copy of an image to evaluate with" in note
-    )
+    assert found.notes == ("1 of the images to train on are copies of images to evaluate with: left out.",)
     assert values(everything(found)) == trained
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,10 @@ def test_a_disk_full_after_a_block_is_told_and_an_older_place_is_gone_on_from(
         seen = begun(own, paper(), tmp_path, 5)  # in the middle of the training behind the second block
     assert sum(isinstance(event, CheckpointMissed) for event in seen) == 1
     (left,) = tunings.find(tmp_path)
+    shutil.copytree(tmp_path, tmp_path / "again")
     assert equal(saved(tunings.resume(tmp_path, left.run_id, allow_code=True)), own_by_block[0])
+    stopped = saved(tunings.resume(tmp_path / "again", left.run_id, allow_code=True, stop=lambda: True))
+    assert load_record(stopped).report["tuning"]["epochs_done"] == 3
 
 
 def test_what_was_held_out_is_told_where_all_epochs_were_after_blocks(own: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ispasp.calibration import read
+from ispasp.errors import ModelError
 from ispasp.records import Progress
 from ispasp.tuning.checkpoint import TuneState
 from ispasp.tuning.drawing import generator_of, held_out, steps_of
@@ -299,6 +300,23 @@ def test_mixed_precision_comes_close(precision: str) -> None:
     )
     assert mixed.curve[-1].loss != single.curve[-1].loss
     assert all(value.dtype == torch.float32 for value in mixed.model.state_dict().values())
+
+
+def test_what_half_precision_cannot_hold_is_not_laid_on_the_weights() -> None:
+    model, data = mlp(8), [vectors(40)]
+    with torch.no_grad():
+        model[0].weight.mul_(3e5)
+        model[2].weight.mul_(1e-5)
+    settings = dataclasses.replace(PLAIN, epochs=1, learning_rate=1e-6, precision="fp16")
+    for precision in ("fp32", "bf16"):
+        assert tuned(model, data, dataclasses.replace(settings, precision=precision)).curve
+    with pytest.raises(ModelError, match=r"exceed the range of fp16 .*; set precision to bf16 or fp32\.$"):
+        tuned(model, data, settings)
+    with pytest.raises(ModelError, match="exceed the range of fp16"):
+        tuned(mlp(4), data, dataclasses.replace(settings, distil=0.5), model)
+    model[0].bias.data[0] = math.nan
+    with pytest.raises(ModelError, match="NaN or infinite on the training data; repair its weights"):
+        tuned(model, data, settings)
 
 
 @pytest.mark.gpu

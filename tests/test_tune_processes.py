@@ -73,3 +73,17 @@ def test_all_go_on_from_the_same_epoch(folder: Path) -> None:
     for rank in range(2):
         said = (folder / f"apart {rank}").read_text()
         assert said.startswith("The 2 processes do not go on from the same epoch"), said
+
+
+def test_all_must_be_given_the_same(folder: Path) -> None:
+    said = [json.loads((folder / f"unlike {rank}").read_text()) for rank in range(2)]
+    assert said[0] == said[1]
+    # Of a set that is not in memory 64 examples stand for all; the first and the last are in the fingerprint, too.
+    assert said[0].pop("read") == "66"
+    assert said[0].pop("nothing") == said[0].pop("last digits") == "nothing"
+    expected = (
+        "RunError: The 2 processes were given different models, settings, training or evaluation data; seed them "
+        "alike, so that each reads the same examples in the same order."
+    )
+    names = ["model", "dense", "settings", "order", "one example", "one label", "files", "evaluation", "door"]
+    assert said[0] == dict.fromkeys(names, expected)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import shutil
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 import ispasp
-from ispasp import store, unfinished
+from ispasp import narrative, store, unfinished
+from ispasp.display import watched
 from ispasp.errors import CalibrationError, DeviceError, RunError, SettingError, UnderWorkError
-from ispasp.records import Finished
+from ispasp.records import Finished, Progress
 from ispasp.result import load_record
 from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
@@ -25,6 +28,7 @@ from ispasp.tuning.memory import CheckpointMissed
 from ispasp.tuning.records import EpochDone
 from ispasp.tuning.request import TuneRequest, curve_of
 from ispasp.tuning.training_set import MemorySet
+from ispasp.unfinished import Discarded
 from tests.small_tuned_runs import (
     begun,
     changed,
@@ -114,7 +118,47 @@ def test_stop_keeps_the_best_and_saves(own: Path, tmp_path: Path) -> None:
     assert "Stopped by hand" in load_record(one).report["tuning"]["stopped"]
 
 
-def test_closing_leaves_nothing(own: Path, tmp_path: Path) -> None:
+class Terminal(io.StringIO):
+    """What is written to it is lost, once the disk is full."""
+
+    full = False
+
+    def write(self, text: str) -> int:
+        if self.full:
+            full()
+        return len(text)
+
+
+def test_a_progress_bar_that_cannot_be_written_costs_nothing_that_is_done(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tuned(own, quick(), tmp_path / "whole")
+    terminal = Terminal()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("sys.stderr", terminal)
+        for event in watched(tunings.execute(own, quick(), tmp_path, allow_code=True)):
+            if isinstance(event, EpochDone):
+                terminal.full = True
+                time.sleep(0.2)  # it is drawn ten times a second
+    (left,) = tunings.find(tmp_path)
+    assert left.epochs_done == 1
+    assert equal(saved(tunings.resume(tmp_path, left.run_id, allow_code=True)), whole)
+
+
+def test_one_that_was_resumed_can_be_discarded_at_any_moment(own: Path, tmp_path: Path) -> None:
+    for reached in (Progress, EpochDone):  # while the data are read, and later
+        events = tunings.execute(own, quick(), tmp_path, allow_code=True)
+        assert any(isinstance(event, EpochDone) for event in events)
+        events.close()  # type: ignore[attr-defined]
+        (left,) = tunings.find(tmp_path)
+        events = tunings.resume(tmp_path, left.run_id, allow_code=True)
+        assert any(isinstance(event, reached) for event in events)
+        with pytest.raises(Discarded):
+            events.throw(Discarded())  # type: ignore[attr-defined]
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_discarding_leaves_nothing(own: Path, tmp_path: Path) -> None:
     events = tunings.execute(own, quick(), tmp_path, allow_code=True)
     assert any(isinstance(event, EpochDone) for event in events)
     assert tunings.find(tmp_path) == []  # it is under work
@@ -122,7 +166,8 @@ def test_closing_leaves_nothing(own: Path, tmp_path: Path) -> None:
     for use in (tunings.discard, partial(attempt.TuneAttempt, patience=0)):
         with pytest.raises(UnderWorkError, match="being worked on"):
             use(tmp_path, folder.name)
-    events.close()  # type: ignore[attr-defined]
+    with pytest.raises(Discarded):
+        events.throw(Discarded())  # type: ignore[attr-defined]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,7 +232,9 @@ def test_a_damaged_plan_is_refused(tmp_path: Path, damage: str) -> None:
     place.mkdir(parents=True)
     (place / "plan.json").write_text(damage)
     assert tunings.find(tmp_path) == []
-    with pytest.raises(RunError, match="discard it and run again"):
+    with pytest.raises(
+        RunError, match="discard it .'python -m ispasp resume .*one --discard'. and run again"
+    ):
         list(tunings.resume(tmp_path, "one"))
 
 
@@ -216,6 +263,7 @@ def test_a_tuned_run_is_tuned_again_from_its_weights(own: Path, tmp_path: Path) 
     (earlier,) = twice.settings["tuning"]["earlier"]
     assert TuneRequest.of(earlier) == quick() and TuneRequest.of(twice.settings["tuning"]) == quick(seed=1)
     assert twice.settings["lineage"] == {"tuned": once.name}
+    assert narrative.model_stages(twice.report) == ["dense", "fine-tuned before", "then fine-tuned"]
 
 
 def test_a_device_that_is_gone_costs_nothing_that_is_done(own: Path, tmp_path: Path) -> None:
@@ -246,7 +294,7 @@ def test_data_that_fail_in_a_later_epoch_cost_nothing_that_is_done(
 
 def test_what_was_begun_under_a_name_is_not_begun_again(own: Path, tmp_path: Path) -> None:
     cut_off(tunings.execute(own, quick(), tmp_path, path=tmp_path / "mine", allow_code=True), 1)
-    with pytest.raises(RunError, match="resume mine"):
+    with pytest.raises(RunError, match=f"resume {tmp_path}/mine'"):
         list(tunings.execute(own, quick(), tmp_path, path=tmp_path / "mine", allow_code=True))
     (left,) = tunings.find(tmp_path)
     assert (left.run_id, left.epochs_done) == ("mine", 1)

@@ -11,6 +11,8 @@ import torch
 from ispasp import narrative
 from ispasp.errors import CalibrationError
 from ispasp.result import load_record
+from ispasp.tuning import runs as tunings
+from ispasp.tuning.records import Began
 from ispasp.tuning.request import TuneRequest
 from tests.small_tuned_runs import own_run, paper, quick, tuned
 
@@ -64,6 +66,29 @@ def test_figures_of_other_examples_do_not_stand_beside_each_other(one_pool: Path
     rows = narrative.result_rows(record.report)
     assert [row["Model"] for row in rows][1:] == ["pruned and re-fitted", "then distilled", "then fine-tuned"]
     assert rows[1]["Accuracy"] == rows[1]["Agreement"] == "unknown" and "%" in rows[2]["Accuracy"]
+
+
+def test_what_is_told_at_the_beginning_is_of_the_same_examples(own: Path, one_pool: Path) -> None:
+    def told(parent: Path, request: TuneRequest) -> tuple[list[float | None], list[float | None]]:
+        """What is said of the dense model and of what was before, and what the report says."""
+        events = list(tunings.execute(parent, request, parent.parent, allow_code=True))
+        (began,) = (event for event in events if isinstance(event, Began))
+        report = load_record(events[-1].path).report
+        first = [
+            report["accuracy_before"],
+            report["tuning"]["accuracy_before"],
+            report["tuning"]["agreement_before"],
+        ]
+        return [began.dense_accuracy, began.accuracy, began.agreement], first
+
+    said, reported = told(one_pool, quick(epochs=1))
+    assert said == reported and said[1] != load_record(one_pool).report["accuracy_after"]
+    # Block by block it begins with the dense model; before is the run, where it was measured on the same.
+    before = load_record(own).report
+    said, (dense, *_) = told(own, paper(epochs=1, after_block=1))
+    assert said == [dense, before["accuracy_after"], before["agreement"]]
+    said, (dense, *_) = told(one_pool, paper(epochs=1, after_block=1))
+    assert said == [dense, None, None]
 
 
 def test_few_training_examples_leave_it_those_that_it_was_measured_on(one_pool: Path) -> None:

@@ -142,7 +142,7 @@ def test_words(parent: Path, run: Path, control: Path, by_block: Path) -> None:
     last = load_record(by_block)
     assert narrative.tuned_words(last.settings) == "fine-tuned again, quick"
     assert narrative.tuned_words({"tuning": {"preset": "**x**"}}) == "fine-tuned"
-    assert narrative.model_stages(last.report) == ["dense", "pruned and re-fitted", "then fine-tuned"]
+    assert narrative.model_stages(last.report) == ["dense", "fine-tuned before", "then fine-tuned"]
     once = copy.deepcopy(last.report)
     once["tuning"]["after_block"] = 1
     assert narrative.model_stages(once) == ["dense", "pruned and fine-tuned"]

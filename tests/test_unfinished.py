@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ispasp import runs, store, unfinished
+from ispasp import runs, store, sweeps, unfinished
 from ispasp.errors import RunError
+from ispasp.jobs import Registry, State
 from ispasp.onepass import OnePass
-from ispasp.records import BlockPruned, BlockStarted
+from ispasp.records import BlockPruned, BlockStarted, Finished, Progress
 from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
+from ispasp.sweeps import SweepSettings
+from ispasp.unfinished import Discarded
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = RunSettings("cifar10_resnet20", keep=0.4, samples=48, evaluation=60, selector="obs", device="cpu")
@@ -138,7 +142,41 @@ def cut_off(settings: RunSettings, folder: Path, monkeypatch: pytest.MonkeyPatch
             execute(settings, folder)
 
 
-def test_stop_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_run_that_is_closed_can_be_gone_on_with_at_once(whole: Path, tmp_path: Path) -> None:
+    events = runs.execute(SETTINGS, tmp_path)
+    assert any(isinstance(event, BlockPruned) and event.index == 2 for event in events)
+    events.close()  # as by whoever cannot write the progress bar
+    (left,) = unfinished.find(tmp_path)
+    assert (left.settings, left.blocks_done) == (SETTINGS, 3)
+    *_, last = runs.resume(tmp_path, left.run_id)
+    assert isinstance(last, RunSaved)
+    same(last.path, whole)
+
+
+def test_a_run_that_was_resumed_can_be_discarded_at_any_moment(tmp_path: Path) -> None:
+    for reached in (Progress, BlockStarted):  # while the data are read, and later
+        events = runs.execute(replace(SETTINGS, model="mnist_mlp"), tmp_path)
+        assert any(isinstance(event, BlockPruned) for event in events)
+        events.close()
+        (left,) = unfinished.find(tmp_path)
+        events = runs.resume(tmp_path, left.run_id)
+        assert any(isinstance(event, reached) for event in events)
+        with pytest.raises(Discarded):
+            events.throw(Discarded())
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_saved_is_not_discarded_any_more(tmp_path: Path) -> None:
+    events = runs.execute(replace(SETTINGS, model="mnist_mlp"), tmp_path, tmp_path / "mine")
+    assert any(isinstance(event, Finished) for event in events)
+    again = unfinished.begin(tmp_path, "mine", SETTINGS)  # another process takes the name
+    with pytest.raises(Discarded):
+        events.throw(Discarded())
+    assert again.folder.is_dir() and store.list_runs(tmp_path)[0].run_id == "mine"
+    again.discard()
+
+
+def test_discarding_leaves_nothing_behind(tmp_path: Path) -> None:
     events = runs.execute(SETTINGS, tmp_path)
     assert any(isinstance(event, BlockPruned) for event in events)
     assert unfinished.find(tmp_path) == []  # it is under work
@@ -149,8 +187,33 @@ def test_stop_leaves_nothing_behind(tmp_path: Path) -> None:
     ):
         with pytest.raises(RunError, match="being worked on"):
             use()
-    events.close()
+    with pytest.raises(Discarded):
+        events.throw(Discarded())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_what_is_cancelled_leaves_nothing_but_a_sweep_to_go_on_with(tmp_path: Path, kind: str) -> None:
+    settings = replace(SETTINGS, model="mnist_mlp")
+    sweep = SweepSettings(settings, (0.2, 0.3))
+    reached, gate = threading.Event(), threading.Event()
+
+    def work() -> Iterator[Any]:
+        events = sweeps.execute(sweep, tmp_path) if kind == "sweep" else runs.execute(settings, tmp_path)
+        while not list(tmp_path.glob(".unfinished/*/0000")):
+            next(events)
+        reached.set()
+        assert gate.wait(30)
+        yield from events
+
+    job = Registry().submit(kind, work, "cpu")
+    assert reached.wait(30)
+    job.cancel()
+    gate.set()
+    assert job.wait(State.CANCELLED)
+    assert [one.settings for one in sweeps.unfinished(tmp_path)] == [sweep] * (kind == "sweep")
+    assert any(run.blocks_done for run in unfinished.find(tmp_path)) == (kind == "sweep")
+    assert kind == "sweep" or list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_can_be_gone_on_with(
@@ -187,7 +250,9 @@ def test_damaged_remains_are_refused(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     (place / "plan.json").write_text("{}")
     assert unfinished.find(tmp_path) == []
-    with pytest.raises(RunError, match="discard it and run again"):
+    with pytest.raises(
+        RunError, match="discard it .'python -m ispasp resume .*one --discard'. and run again"
+    ):
         list(runs.resume(tmp_path, "one"))
     unfinished.discard(tmp_path, "one")
     assert not place.exists()

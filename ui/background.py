@@ -15,6 +15,7 @@ import streamlit as st
 from ispasp.errors import ISpaSPError, SettingError
 from ispasp.jobs import Job, Snapshot, State, Work, registry
 from ispasp.narrative import duration
+from ispasp.tuning.records import Began
 from ui import library
 from ui.runs_actions import COMPARE, DEPLOY, FINETUNE, PAGES
 from ui.words import HELP, escaped
@@ -151,7 +152,8 @@ class Follower(NamedTuple):
         if self.finish:
             st.button(
                 "Stop and keep the best", key=f"finish_{self.query}", on_click=job.finish, help=self.finish,
-                disabled=snapshot.stopping or snapshot.finishing or not snapshot.events,
+                disabled=snapshot.stopping or snapshot.finishing
+                or all(isinstance(event, Began) for event in snapshot.events),
             )  # fmt: skip
         st.button(
             self.ends, key=f"stop_{self.query}", on_click=job.cancel, help=self.stop,

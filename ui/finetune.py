@@ -68,9 +68,7 @@ def draw() -> None:
     with _room(not going and (not results or job is not None), going):
         asked = finetune_form.draw(run, record, settings, known)
         _start(asked, run, going)
-    follower.watch(
-        job, finetune_live.ended, lambda snapshot: finetune_live.details(snapshot, run), finetune_live.line
-    )
+    follower.watch(job, finetune_live.ended, finetune_live.details, finetune_live.line)
     if results:
         finetune_results.draw(run, results, known, going)
     elif not going:
@@ -92,7 +90,9 @@ def _interrupted(folder: Path) -> None:
     if not found:
         return
     with st.container(border=True, key="tune_interrupted"):
-        st.markdown("**Interrupted.** A server that was killed, say, has left what was done so far.")
+        st.markdown(
+            "**Interrupted.** The app or the machine ended while this was under way; what was done is kept."
+        )
         for one in found:
             runs_interrupted.tuning_row(one, moment, _resume, _discard)
 

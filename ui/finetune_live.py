@@ -14,10 +14,9 @@ from ispasp.jobs import Snapshot, State
 from ispasp.looks import DENSE, LOOKS, GroupState
 from ispasp.narrative import epoch_sentence
 from ispasp.records import BlockStarted, Started
-from ispasp.store import RunSummary
 from ispasp.tuning.figures import CurvesInfo, curves_info
 from ispasp.tuning.memory import CheckpointMissed
-from ispasp.tuning.records import EpochDone
+from ispasp.tuning.records import Began, EpochDone
 from ui import background, finetune_form, style
 from ui.finetune_words import HELP
 from ui.words import escaped
@@ -43,12 +42,8 @@ def line(snapshot: Snapshot) -> str:
     return f"{said} · block {at.index + 1} of {len(started.blocks)}"
 
 
-def details(snapshot: Snapshot, run: RunSummary) -> None:
-    """The last epoch in a sentence, the curves so far, and what could not be written down.
-
-    Args:
-        run: that is fine-tuned.
-    """
+def details(snapshot: Snapshot) -> None:
+    """The last epoch in a sentence, the curves so far, and what could not be written down."""
     curve = _curve(snapshot)
     if snapshot.events and isinstance(missed := snapshot.events[-1], CheckpointMissed):
         st.warning(
@@ -61,9 +56,12 @@ def details(snapshot: Snapshot, run: RunSummary) -> None:
                 st.caption("The curves begin with the first epoch.")
         return
     st.markdown(escaped(epoch_sentence(curve[-1])))
-    info = curves_info(curve, run.report.get("accuracy_before"))
-    shows = "accuracy" if info.shows == "accuracy" else "agreement"
-    before = run.report.get("accuracy_after" if shows == "accuracy" else "agreement")
+    # And not what the run's report says, which may have been measured on other examples.
+    began = next((one for one in snapshot.events if isinstance(one, Began)), Began(None, None, None))
+    info = curves_info(curve, began.dense_accuracy)
+    shows, before = "accuracy", began.accuracy
+    if info.shows != "accuracy":
+        shows, before = "agreement", began.agreement
     epochs = _room(snapshot, curve)
     with st.container(key="tune_live"):
         left, right = st.columns(2, gap="medium")

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from ispasp import comparison
 from ispasp.errors import ISpaSPError
 from ispasp.narrative import duration, percent, tuned_sentence, tuned_words
 from ispasp.result import RunRecord
@@ -90,11 +91,14 @@ def draw(run: RunSummary, results: Sequence[RunSummary], known: Sequence[RunSumm
 def _sentences(record: RunRecord, one: RunSummary, parent: RunSummary | None) -> None:
     report = record.report
     tuning = report["tuning"]
-    st.subheader(gained(report, _accuracy(parent)), anchor=False, help=HELP["accuracy"])
+    before = _before(one, parent)
+    st.subheader(gained(report, before), anchor=False, help=HELP["accuracy"])
     said = tuned_sentence({"tuning": {**tuning, "stopped": ""}})  # the accuracy is said above
     st.markdown(
         f"{escaped(said)} {tuning['train_examples']:,} training examples on {escaped(report['device'])}."
     )
+    if before is None and tuning["after_block"]:
+        st.caption("How good the run before is on the same examples is not known.")
     if DIVERGED in tuning["stopped"]:
         st.warning(f"**The training diverged.** {escaped(tuning['stopped'])}")
     elif tuning["stopped"]:
@@ -151,6 +155,9 @@ def _table(results: Sequence[RunSummary], run: RunSummary, known: Sequence[RunSu
         height="content",
         placeholder="–",
         column_config={
+            "Before": st.column_config.TextColumn(
+                help="Accuracy before, on the same test examples; agreement where accuracy is unknown."
+            ),
             "Accuracy": st.column_config.TextColumn(help=HELP["accuracy"]),
             "Agreement": st.column_config.TextColumn(
                 help="Share of the test examples answered as the dense model does."
@@ -163,7 +170,7 @@ def _table(results: Sequence[RunSummary], run: RunSummary, known: Sequence[RunSu
 def _row(one: RunSummary, report: Mapping[str, Any], parent: RunSummary | None) -> dict[str, str | None]:
     tuning = report["tuning"]
     accuracy, agreement = report.get("accuracy_after"), report.get("agreement")
-    before = tuning["accuracy_before"] if tuning["start"] == "random" else _accuracy(parent)
+    before = _before(one, parent)
     return {
         "Before": None if before is None else percent(before),
         "Accuracy": None if accuracy is None else percent(accuracy),
@@ -175,6 +182,25 @@ def _row(one: RunSummary, report: Mapping[str, Any], parent: RunSummary | None) 
     }
 
 
-def _accuracy(run: RunSummary | None) -> float | None:
-    value = run.report.get("accuracy_after") if run else None
+def _before(one: RunSummary, parent: RunSummary | None) -> float | None:
+    """Accuracy before, or agreement where accuracy is unknown, on the examples that the result was measured on.
+
+    Of a fine-tuning that began with the dense model it is that of the run before, where this was measured on the same.
+    """
+    tuning = one.report["tuning"]
+    known = one.report.get("accuracy_after") is not None
+    if not tuning["after_block"]:
+        value = tuning["accuracy_before" if known else "agreement_before"]
+    elif parent is None or not _same_examples(one, parent):
+        return None
+    else:
+        value = parent.report.get("accuracy_after" if known else "agreement")
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def _same_examples(one: RunSummary, other: RunSummary) -> bool:
+    try:
+        comparison.check_same_examples(library.open_run(one.run_id), library.open_run(other.run_id))
+    except ISpaSPError:
+        return False
+    return True

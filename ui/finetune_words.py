@@ -79,16 +79,13 @@ def gained(report: Mapping[str, Any], before: float | None) -> str:
 
     Args:
         report: of a run that was fine-tuned.
-        before: accuracy of the run it began with; None where that is unknown.
+        before: accuracy (or agreement) before, on the same examples; None where that is unknown.
     """
     tuning = report["tuning"]
     after, dense = report["accuracy_after"], report["accuracy_before"]
     if after is None:
-        began = None if tuning["after_block"] else tuning["agreement_before"]
-        said = "same answer as the dense model: " + _change(began, report["agreement"])
+        said = "same answer as the dense model: " + _change(before, report["agreement"])
     else:
-        if tuning["start"] == "random" or before is None:
-            before = None if tuning["after_block"] else tuning["accuracy_before"]
         said = _change(before, after) + ("" if dense is None else f", dense {percent(dense)}")
     if not tuning["after_block"] and not tuning["best_epoch"]:
         said += "; no epoch was better than before"

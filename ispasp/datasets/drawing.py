@@ -69,7 +69,7 @@ def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
 
 
 def planned(pool: int, other: int | None, request: Request) -> tuple[int, int]:
-    """How many examples are drawn for calibration and for evaluation.
+    """How many examples are drawn for calibration or training, and for evaluation; at most, where some are copies.
 
     Args:
         pool: examples to calibrate with, and to evaluate with where ``other`` is None.
@@ -78,9 +78,10 @@ def planned(pool: int, other: int | None, request: Request) -> tuple[int, int]:
 
     Where both come from one pool that is too small, a fifth of it is left for the evaluation.
     """
+    wanted = max(request.samples, request.calibration)
     if other is not None:
-        return min(request.samples, pool), min(request.evaluation, other)
-    calibration = min(request.samples, pool - _spared(pool, request))
+        return min(wanted, pool), min(request.evaluation, other)
+    calibration = min(wanted, pool - _spared(pool, request))
     return calibration, min(request.evaluation, pool - calibration)
 
 
@@ -90,20 +91,23 @@ def draw(
     request: Request,
     read: Callable[[Item], tuple[Value, Hashable] | None],
     what: str,
-    read_first: Callable[[Item], tuple[Value, Hashable] | None] | None = None,
+    read_trained: Callable[[Item], tuple[Value, Hashable] | None] | None = None,
 ) -> tuple[list[Value], list[Value], list[str]]:
-    """Calibration and evaluation examples, and notes about what falls short.
+    """Calibration or training examples, evaluation examples, and notes about what falls short.
 
     Calibration takes the seed's order from the front, evaluation from the back (or from ``other``): so a
     smaller number of either is part of a larger one, and what was drawn for one never serves the other,
     not even as a copy under another name.
+
+    To train on are those that calibrate and then all others, but for copies of evaluation examples. These come first,
+    so that a run which was trained and is opened again is measured on those that it was measured on before.
 
     Args:
         pool, other: as for ``planned``, the examples themselves in a fixed order.
         request: numbers and seed.
         read: an example's value and an identity of its content, or None to skip it.
         what: what the examples are, in the plural.
-        read_first: the same as ``read`` for calibration, where that is another.
+        read_trained: the same as ``read`` for training examples that calibrate nothing, where that is another.
 
     Raises:
         CalibrationError: there are not enough for one of each.
@@ -117,22 +121,31 @@ def draw(
         )
     order = shuffled(pool, request.seed)
     spared = _spared(len(pool), request) if other is None else 0
-    front = order[: len(order) - spared]
-    calibration, seen, used, _ = _take(front, request.samples, read_first or read, frozenset())
+    training = request.purpose == "training"
+    count = request.calibration if training else request.samples
+    most = _measured(len(pool), request) if training and other is None else request.evaluation
+    first, seen, used, _ = _take(order[: len(order) - spared], count, read, frozenset())
     rest = order[used:][::-1] if other is None else shuffled(other, request.seed)
-    evaluation, _, _, copies = _take(rest, request.evaluation, read, seen)
-    notes = []
-    if copies:
-        notes.append(
-            f"{copies:,} of the {what} to evaluate with are copies of {request.purpose} {what}: left out."
-        )
-    for part, found in ((request.purpose, calibration), ("evaluation", evaluation)):
+    evaluation, apart, tried, copies = _take(rest, most, read, seen)
+    said = f"{what} to evaluate with are copies of {request.purpose} {what}"
+    if training:
+        others = order[used : len(order) - tried] if other is None else order[used:]
+        more, _, _, copies = _take(others, max(0, request.samples - len(first)), read_trained or read, apart)
+        first = [*first, *more][: request.samples]
+        said = f"{what} to train on are copies of {what} to evaluate with"
+    notes = [f"{copies:,} of the {said}: left out."] if copies else []
+    for part, found in ((request.purpose, first), ("evaluation", evaluation)):
         if not found:
             raise CalibrationError(
                 f"None of the {what} can be used for {part}: give more {what} that differ from each other."
             )
     # The number to evaluate with is a default more often than a wish.
-    return calibration, evaluation, notes + request.fewer(len(calibration), what)
+    return first, evaluation, notes + request.fewer(len(first), what)
+
+
+def _measured(pool: int, request: Request) -> int:
+    """How many examples of a shared pool a trained run is measured on: no more than leave enough to train on."""
+    return min(request.evaluation, max(1, pool // 5, pool - request.samples))
 
 
 def _spared(pool: int, request: Request) -> int:

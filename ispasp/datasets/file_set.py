@@ -61,6 +61,7 @@ class FileSet:
         with opened() as files:
             self._place = files.place
         self._unusable: dict[int, str] = {}
+        self._copies: set[int] = set()
 
     @property
     def labelled(self) -> bool:
@@ -72,7 +73,9 @@ class FileSet:
 
     @property
     def notes(self) -> list[str]:
-        return self._skipped().notes()
+        count = len(self._copies)
+        copies = f"{count:,} of the images to train on are copies of images to evaluate with: left out."
+        return [*self._skipped().notes(), *([copies] if count else [])]
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -80,7 +83,7 @@ class FileSet:
     def to(self, device: torch.device) -> FileSet:
         """The same files, whose images are given out on ``device``."""
         moved = FileSet(self._opened, self._pictures, self._labels, self._preparation, self._excluded)
-        moved._device, moved._unusable = device, self._unusable
+        moved._device, moved._unusable, moved._copies = device, self._unusable, self._copies
         return moved
 
     def batches(self, order: Sequence[Sequence[int]]) -> Iterator[Batch]:
@@ -112,12 +115,13 @@ class FileSet:
         turn = [range(number, len(self)), range(number)]
         preferred = (at for at in itertools.chain(*turn) if at in given)
         for at in itertools.chain(preferred, *turn):
-            if at in self._unusable:
+            if at in self._unusable or at in self._copies:
                 continue
             try:
                 content = files.read(self._pictures[at].name)
                 if sha256(content).digest() in self._excluded:
-                    raise Undecodable("a copy of an image to evaluate with")
+                    self._copies.add(at)
+                    continue
                 return at, decode(content, self._preparation)
             except Undecodable as reason:
                 self._unusable[at] = str(reason)

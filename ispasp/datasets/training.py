@@ -61,8 +61,9 @@ def load_training(
     """Training examples of a source and others to evaluate on.
 
     The same source, numbers and seed give the same. Evaluation examples are drawn as ``datasets.load`` draws them,
-    and never trained on; where both come from one pool they are at most a fifth of it, so they may be fewer than
-    those of ``load``, and the rest of these may be trained on: measure before and after on those given here.
+    and never trained on, nor are their copies; where both come from one pool they are at most a fifth of it, so they
+    may be fewer than those of ``load``, and the rest of these may be trained on: measure before and after on those
+    given here. Asked for so many, ``load`` gives the very same.
 
     Args:
         source: where the data come from. Images of folders, archives and ImageNet that take more than ``MEMORY_BYTES``
@@ -72,8 +73,8 @@ def load_training(
             are fewer.
         seed: draws the examples; 0 to 2**63 - 1.
         evaluation: evaluation examples at most, 1 or more.
-        calibration: how many examples ``load`` gives to calibrate with, 0 or more; where a Python file has one iterable
-            for everything, those after them are evaluated on, and all others can be trained on.
+        calibration: how many examples ``load`` is asked for to calibrate with, 0 or more; none of them, and no copy of
+            one, is evaluated on. All others can be trained on, where a Python file has one iterable for everything.
 
     Raises:
         SettingError, CalibrationError, UserCodeError, ModelError: as ``datasets.load``.

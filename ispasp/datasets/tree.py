@@ -70,11 +70,12 @@ class Drawn:
     """Pictures drawn from class folders.
 
     Attributes:
-        calibration, evaluation: pictures with their pixels (C, height, width) uint8.
+        calibration, evaluation: pictures with their pixels (C, height, width) uint8; the first are
+            to calibrate or to train with.
         outputs: the model's output of each class; None where labels are unknown.
         classes: names in the order of the outputs; empty where labels are unknown.
         notes: sentences for the user.
-        digests: SHA-256 of the files read.
+        digests: SHA-256 of the evaluation files.
     """
 
     calibration: list[tuple[Picture, Tensor]]
@@ -116,16 +117,18 @@ def drawn_pictures(
 
     Args:
         files, found, preparation, request: as everywhere.
-        unread: leave the calibration images unread, and their pixels empty; copies are not noticed then.
+        unread: leave training images unread that calibrate nothing, and their pixels empty; copies are not noticed
+            then.
 
     Raises:
         CalibrationError: as ``image_tree``.
     """
-    needed = sum(found.planned(request)[unread:])
+    first, evaluated = found.planned(request)
+    needed = evaluated + (min(request.calibration, first) if unread else first)
     check_size(preparation, needed, request.purpose)
     skipped = Skipped("images", needed, files.place)
     match = match_classes(found.classes, request)
-    digests: set[bytes] = set()
+    digests: dict[Picture, bytes] = {}
     nothing = torch.empty(0)  # one for all, which may be millions
     calibration, evaluation, notes = draw(
         found.calibration,
@@ -141,7 +144,7 @@ def drawn_pictures(
         None if match.labels is None else dict(zip(found.classes, match.labels, strict=True)),
         match.classes,
         [*files.notes, *found.notes, *skipped.notes(), *notes, *match.notes],
-        frozenset(digests),
+        frozenset(digests[picture] for picture, _ in evaluation),
     )
 
 
@@ -206,7 +209,7 @@ def _labelled(paths: dict[str, tuple[str, ...]]) -> tuple[list[Picture], tuple[s
 
 
 def _reader(
-    files: Files, preparation: ImagePreparation, skipped: Skipped, digests: set[bytes]
+    files: Files, preparation: ImagePreparation, skipped: Skipped, digests: dict[Picture, bytes]
 ) -> Callable[[Picture], tuple[tuple[Picture, Tensor], bytes] | None]:
     def read(picture: Picture) -> tuple[tuple[Picture, Tensor], bytes] | None:
         try:
@@ -215,8 +218,7 @@ def _reader(
         except Undecodable as reason:
             skipped.add(repr(picture.name), str(reason))
             return None
-        digest = sha256(content).digest()
-        digests.add(digest)
-        return (picture, pixels), digest
+        digests[picture] = sha256(content).digest()
+        return (picture, pixels), digests[picture]
 
     return read

@@ -100,7 +100,8 @@ class Files:
         """As in ``Memory``. Raises RunError where the disk is full."""
         if not self.writes:
             return
-        place = self.folder / f"stage-{len(record.blocks_pruned) - 1:04d}"
+        stage = len(record.blocks_pruned) - 1
+        place = self.folder / f"stage-{stage:04d}"
         partial = self.folder / f".{place.name}.{secrets.token_hex(4)}.partial"
 
         def write() -> None:
@@ -111,7 +112,9 @@ class Files:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-        before = [*self._stages(), *self.folder.glob("epochs-*")]
+        # Epochs of this stage are there where the disk was too full for its pruning, which is made again.
+        epochs = (path for path in self.folder.glob("epochs-*") if path.name < self._epochs(stage).name)
+        before = [*self._stages(), *epochs]
         unfinished.written(self.folder, write)
         for old in before:
             shutil.rmtree(old, ignore_errors=True)

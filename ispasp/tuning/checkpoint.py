@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ispasp import plain_files
+from ispasp.calibration import Batch
 from ispasp.errors import RunError
 from ispasp.tuning.records import EpochDone
 from ispasp.tuning.settings import TuneSettings
@@ -72,14 +73,20 @@ def fingerprint(
     plain = [dataclasses.asdict(settings), stage, settings.epochs if epochs is None else epochs]
     sha.update(json.dumps([*plain, len(training), training.labelled]).encode())
     for model in (pruned, dense):
-        _update(sha, {} if model is None else model.state_dict())
+        update(sha, {} if model is None else model.state_dict())
     for batch in training.batches([[0, len(training) - 1]]):
-        labels = {} if batch.labels is None else {"labels": batch.labels}
-        _update(sha, {str(index): value for index, value in enumerate(batch.tensors)} | labels)
+        update(sha, named(batch))
     return sha.hexdigest()
 
 
-def _update(sha: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+def named(batch: Batch) -> dict[str, Tensor]:
+    """A batch's inputs by number, and its labels."""
+    labels = {} if batch.labels is None else {"labels": batch.labels}
+    return {str(index): value for index, value in enumerate(batch.tensors)} | labels
+
+
+def update(sha: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Have a digest cover name, type, shape and bytes of these."""
     for name, value in tensors.items():
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -101,11 +101,10 @@ def finetune(options: argparse.Namespace) -> None:
         )
 
 
-def resume(options: argparse.Namespace) -> None:
-    """Go on with a fine-tuning that was cut off."""
+def resume(path: Path, as_json: bool) -> None:
+    """Go on with the fine-tuning that was cut off and whose run is to lie in the folder ``path``."""
     with stopped_by_hand() as stop:
-        steps = runs.resume(store.default_folder(), options.id, stop=stop, allow_code=True)
-        _follow(steps, options.json)
+        _follow(runs.resume(path.parent, path.name, stop=stop, allow_code=True), as_json)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TypeVar
 
@@ -25,11 +25,13 @@ from ispasp.augmentation import Variation, changed, familiar
 from ispasp.calibration import Batch
 from ispasp.clock import Clock
 from ispasp.device import widest_float
-from ispasp.errors import CalibrationError, ModelError, NoLabelsError, RunError, SettingError
+from ispasp.errors import RunError
 from ispasp.narrative import plural
 from ispasp.records import Progress
 from ispasp.tuning import checkpoint, optimiser
+from ispasp.tuning.alike import check_alike
 from ispasp.tuning.checkpoint import TuneState
+from ispasp.tuning.checks import check_state, check_trainable, not_finite
 from ispasp.tuning.copies import (
     images_last,
     is_narrow,
@@ -97,11 +99,14 @@ def tune_steps(
             processes.
         CalibrationError: there are too few examples, labels are missing or wrong, or a model does not run on them.
         ModelError: the models do not belong together, all parameters are frozen, or the weights are not finite.
-        RunError: ``state`` is of another model, other data or other settings, or not what other processes have.
+        RunError: ``state`` is of another model, other data or other settings; or other processes were given others, or
+            another state.
         ProcessError: another process has ended.
     """
     yield Progress(0.0, "opening models and data")
     tuning = _Tuning(pruned, dense, training, evaluation, settings, device, stage, epochs)
+    given = [asdict(settings), stage, tuning.epochs]
+    yield from check_alike([pruned, dense], training, evaluation, given)
     tuned: Tuned = yield from tuning.clock.timed(tuning.run(dense, state, keep, stop))
     return tuned
 
@@ -126,7 +131,7 @@ class _Tuning:
         self.epochs = settings.epochs if epochs is None else epochs
         self.group = processes.here()
         self.held, self.trained = held_out(len(training), settings.held_out, settings.seed)
-        self._check(training, dense)
+        check_trainable(training, dense, settings, len(self.held), len(self.trained))
         self.fingerprint = checkpoint.fingerprint(pruned, dense, training, settings, stage, epochs)
         self.training = training.to(device)
         self.precision = precision_on(device, settings.precision)
@@ -138,42 +143,8 @@ class _Tuning:
         self.variations: list[Variation] = []
         self.channels_last = False
 
-    def _check(self, training: TrainingSet, dense: nn.Module | None) -> None:
-        """Refuse what cannot be trained."""
-        share, size = self.settings.distil, self.group.size
-        if share > 0 and dense is None:
-            raise SettingError(
-                f"distil is {share:g}, but there is no dense model; give it, or set distil to 0 to train with labels."
-            )
-        if share < 1 and not training.labelled:
-            raise NoLabelsError(
-                'The training data has no labels; give data that has them, or use the preset "distil" (distil = 1), '
-                "which needs none."
-            )
-        if not self.held or not self.trained:
-            raise CalibrationError(
-                f"The training data has {len(training)} example; give at least two, for one is held out."
-            )
-        steps = math.ceil(len(self.trained) / self.settings.batch_size)
-        if min(len(self.trained) // steps, len(self.held)) < size:
-            raise SettingError(
-                f"batch_size is {self.settings.batch_size} for {len(self.trained)} training and {len(self.held)} "
-                f"held-out examples, too few for {size} processes; give larger batches or more data, or start fewer."
-            )
-
-    def _check_state(self, state: TuneState | None) -> None:
-        """Refuse to go on from what is not of this fine-tuning, or not the same for all processes."""
-        if state is not None and state.fingerprint != self.fingerprint:
-            raise checkpoint.foreign(f"epoch {state.epoch}")
-        epoch = 0 if state is None else state.epoch
-        if int(processes.summed(torch.tensor(epoch))) != epoch * self.group.size:
-            raise RunError(
-                f"The {self.group.size} processes do not go on from the same epoch; keep the checkpoint where all of "
-                "them can read it, or remove it."
-            )
-
-    def _open(self, dense_given: nn.Module | None) -> Generator[Progress, None, None]:
-        """Make the copies that are trained and compared with, and ask the dense one what it knows."""
+    def _open(self, dense_given: nn.Module | None) -> nn.Module | None:
+        """Make the copies that are trained and compared with, and hook onto them; the dense one."""
         few = self._prepared(next(iter(self.training.batches([self.held[:2]]))))
         made = [
             working(model, self.device, few, self.narrow, "training")
@@ -189,6 +160,10 @@ class _Tuning:
         self.loss = Loss(
             self.model, dense, self.settings.distil, self.settings.label_smoothing, self.precision
         )
+        return dense
+
+    def _begin(self, dense: nn.Module | None) -> Generator[Progress, None, None]:
+        """Ask the dense model what it knows, and measure the weights given."""
         yield Progress(0.0, "opening models and data")
         if self.settings.augment and self.training.images:
             asked = [self.held[i : i + 64] for i in range(0, min(len(self.held), FAMILIAR_EXAMPLES), 64)]
@@ -196,6 +171,9 @@ class _Tuning:
             self.variations = yield from familiar(self.model if dense is None else dense, batches)
         if dense is not None:
             yield from _seen(self.evaluation.compare_with(dense), 0.0, "the dense model")
+        self.first = yield from self._held_out_loss(0.0)
+        if not math.isfinite(self.first):
+            raise not_finite([self.model] if dense is None else [self.model, dense], self.precision)
 
     def run(
         self,
@@ -204,25 +182,17 @@ class _Tuning:
         keep: Callable[[TuneState], None] | None,
         stop: Callable[[], bool],
     ) -> Generator[Progress | EpochDone, None, Tuned]:
-        self._check_state(state)
-        yield from self._open(dense)
-        self.first = yield from self._held_out_loss(0.0)
-        if not math.isfinite(self.first):
-            raise ModelError(
-                "The dense or the pruned model gives values that are NaN or infinite on the training data; repair its "
-                "weights before fine-tuning."
-            )
-        if state is not None:
-            self._restore(state)
-        stopped = ""
-        while len(self.curve) < self.epochs and not (stopped := self._out_of_patience()):
-            if stopped := (yield from self._epoch(len(self.curve) + 1, stop)):
-                break
-            if keep and self.group.leads:
-                keep(self._state())
-            yield self.curve[-1]
-        yield Progress(1.0, stopped or "fine-tuned")
-        self.loss.close()
+        check_state(state, self.fingerprint)
+        dense = self._open(dense)
+        try:
+            yield from self._begin(dense)
+            del dense  # whose memory is free from here on, where no loss looks at it
+            if state is not None:
+                self._restore(state)
+            stopped = yield from self._epochs(keep, stop)
+            yield Progress(1.0, stopped or "fine-tuned")
+        finally:
+            self.loss.close()
         model = evaluate.copy_to(self.given, self.device)
         if self.best:
             model.load_state_dict(self.best)
@@ -236,6 +206,18 @@ class _Tuning:
             held_out_loss_before=self.first,
             precision=self.precision,
         )
+
+    def _epochs(
+        self, keep: Callable[[TuneState], None] | None, stop: Callable[[], bool]
+    ) -> Generator[Progress | EpochDone, None, str]:
+        """All epochs; the sentence of what ended them before their time, else empty."""
+        while len(self.curve) < self.epochs:
+            if stopped := self._out_of_patience() or (yield from self._epoch(len(self.curve) + 1, stop)):
+                return stopped
+            if keep and self.group.leads:
+                keep(self._state())
+            yield self.curve[-1]
+        return ""
 
     def _epoch(self, epoch: int, stop: Callable[[], bool]) -> Generator[Progress, None, str]:
         """Train, measure, and write down; a sentence, and nothing written down, where the fine-tuning ends here."""

@@ -5,11 +5,12 @@ Towards the dense model, over N examples:
     mean over points p of  sum ||dense_p - pruned_p||^2 / sum ||dense_p||^2   +   0.1 KL(dense || pruned)
 
 where the points are the outputs of residual blocks and stages (inner modules that have modules of their own and give
-tensors of one shape in both models) and of the model itself, and KL is the mean divergence of the two softmax outputs
-at temperature 2. No label enters. docs/experiments.md tells what else was tried.
+tensors of one shape in both models) and of the model itself, and KL is the mean over examples of the divergence of the
+two softmax outputs at temperature 2. No label enters. docs/experiments.md tells what else was tried.
 
-Towards the labels: the mean over examples of the cross-entropy, averaged over an example's own predictions where it has
-several (tokens, pixels).
+Towards the labels: the mean over examples of the cross-entropy.
+
+Both are averaged over an example's own predictions where it has several (tokens, pixels); padding does not count.
 """
 
 from __future__ import annotations
@@ -139,9 +140,10 @@ class Distance:
         """
         with torch.no_grad():
             wanted = self.dense(batch)
+        mask = batch.mask
+        padded = padding.rows(mask, got[OUTPUT]) is not None
         wanted, got = (
-            {name: padding.counted(batch.mask, value) for name, value in values.items()}
-            for values in (wanted, got)
+            {name: padding.counted(mask, value) for name, value in values.items()} for values in (wanted, got)
         )
         target, output = wanted[OUTPUT], got[OUTPUT]
         if output.shape != target.shape or not output.is_floating_point():
@@ -159,8 +161,12 @@ class Distance:
         if classes is None:  # a number per example, not a distribution
             return errors, output.new_zeros(())
         log_p, log_q = ((v.float() / TEMPERATURE).log_softmax(classes) for v in (target, output))
-        predictions = max(1, output.numel() // output.shape[classes] // len(batch))
-        return errors, F.kl_div(log_q, log_p, reduction="sum", log_target=True) / predictions
+        if mask is None or not padded:
+            predictions = max(1, output.numel() // output.shape[classes] // len(batch))
+            return errors, F.kl_div(log_q, log_p, reduction="sum", log_target=True) / predictions
+        divergences = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(classes)
+        tokens = mask.sum(1)
+        return errors, (divergences / tokens.repeat_interleave(tokens)).sum()
 
 
 def label_loss(output: Tensor, batch: Batch, smoothing: float) -> Tensor:

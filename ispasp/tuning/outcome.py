@@ -18,7 +18,7 @@ from ispasp.records import BlockPruned, BlockStarted, Iteration
 from ispasp.result import PruneResult
 from ispasp.tuning.drawing import held_out
 from ispasp.tuning.loss import precision_on
-from ispasp.tuning.records import EpochDone, Tuned
+from ispasp.tuning.records import Began, EpochDone, Tuned
 from ispasp.tuning.request import TuneRequest
 
 
@@ -59,6 +59,24 @@ class Outcome:
     seconds: float
 
 
+def beginning(parent: PruneResult, request: TuneRequest, start: Predictions | None) -> Began:
+    """What there is before the first epoch.
+
+    Args:
+        parent: the run that is fine-tuned.
+        request: what is asked for.
+        start: predictions of what the fine-tuning starts from.
+    """
+    before = start
+    if request.by_block:
+        before = parent.predictions if _same_examples(parent.predictions, start) else None
+    return Began(
+        dense_accuracy=start.accuracy_before if start else None,
+        accuracy=before.accuracy_after if before else None,
+        agreement=before.agreement if before else None,
+    )
+
+
 def result(
     parent: PruneResult,
     request: TuneRequest,
@@ -75,7 +93,8 @@ def result(
         notes: sentences about the training data.
         lineage: what the result belongs to.
     """
-    tuning = _tuning(request, outcome)
+    earlier = _earlier(parent, request)
+    tuning = _tuning(request, outcome) | {"earlier": len(earlier)}
     report = parent.report | evaluate.report(outcome.after) | {"tuning": tuning}
     seen = [*parent.settings.get("notes", ()), *notes]
     if parent.predictions and outcome.after and not _same_examples(parent.predictions, outcome.after):
@@ -93,7 +112,7 @@ def result(
     settings = {k: v for k, v in parent.settings.items() if k not in ("lineage", "threads")}
     made = {"made": tuning["epochs_done"]} if tuning["stopped"] else {}
     settings |= {
-        "tuning": request.plain() | made | {"earlier": _earlier(parent, request)},
+        "tuning": request.plain() | made | {"earlier": earlier},
         "versions": reports.versions(),
         "notes": list(dict.fromkeys(map(str, seen))),
     }
@@ -120,8 +139,10 @@ def result(
     )
 
 
-def _same_examples(one: Predictions, other: Predictions) -> bool:
+def _same_examples(one: Predictions | None, other: Predictions | None) -> bool:
     """Whether both are of the same evaluation data, as far as labels tell; without these, as their number tells."""
+    if one is None or other is None:
+        return False
     if one.labels is None or other.labels is None:
         return len(one.dense) == len(other.dense)
     return torch.equal(one.labels, other.labels)

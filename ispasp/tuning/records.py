@@ -13,6 +13,21 @@ DIVERGED = "because the loss"
 
 
 @dataclass(frozen=True)
+class Began:
+    """What there was before the first epoch, on the examples that all else is measured on.
+
+    Attributes:
+        dense_accuracy: of the dense model, in [0, 1]; None where it is unknown.
+        accuracy, agreement: of the weights that the fine-tuning starts from; of the run as it was, where that is pruned
+            again block after block. None where they are unknown, as where that run was measured on other examples.
+    """
+
+    dense_accuracy: float | None
+    accuracy: float | None
+    agreement: float | None
+
+
+@dataclass(frozen=True)
 class EpochDone(Shown):
     """One pass over the training data is made.
 

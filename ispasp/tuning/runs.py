@@ -22,7 +22,7 @@ from ispasp.runs import RunSaved, new_run_id
 from ispasp.tuning.attempt import FOLDER, Files, Plan, TuneAttempt, planned
 from ispasp.tuning.data import measured_apart, open_training
 from ispasp.tuning.memory import CheckpointMissed, Forgetful, Memory
-from ispasp.tuning.records import EpochDone
+from ispasp.tuning.records import Began, EpochDone
 from ispasp.tuning.request import TuneRequest
 from ispasp.tuning.schedule import steps
 
@@ -55,12 +55,13 @@ def execute(
     path: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     allow_code: bool = False,
-) -> Iterator[Event | EpochDone | CheckpointMissed | RunSaved]:
+) -> Iterator[Event | Began | EpochDone | CheckpointMissed | RunSaved]:
     """Fine-tune a saved run and save the result as a new run; the last event is ``RunSaved``.
 
     The run's folder is written when all is done, and then all of it or nothing. Until then every epoch, and every block
-    that is pruned, is kept, so that ``resume`` can go on where the process was killed. Of several processes that were
-    launched together the first writes, and says that it is saved.
+    that is pruned, is kept, so that ``resume`` can go on where the process was killed or the events were closed.
+    ``unfinished.Discarded``, thrown into them, leaves nothing. Of several processes that were launched together the
+    first writes, and says that it is saved.
 
     Args:
         parent: the run's folder; it stays as it is.
@@ -87,11 +88,12 @@ def execute(
         epochs_total=epochs_of(run.result, request),
         begun_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    attempt = None
-    if processes.here().leads:
-        unfinished.begin_at(inside(path.parent / FOLDER, path.name), plan.plain())
-        attempt = TuneAttempt(path.parent, path.name)
-    yield from _attempted(run, training, plan, attempt, path, stop, allow_code)
+    with contextlib.ExitStack() as held:
+        attempt = None
+        if processes.here().leads:
+            unfinished.begin_at(inside(path.parent / FOLDER, path.name), plan.plain())
+            attempt = held.enter_context(TuneAttempt(path.parent, path.name))
+        yield from _attempted(run, training, plan, attempt, path, stop, allow_code)
 
 
 def resume(
@@ -100,7 +102,7 @@ def resume(
     *,
     stop: Callable[[], bool] = lambda: False,
     allow_code: bool = False,
-) -> Iterator[Event | EpochDone | CheckpointMissed | RunSaved]:
+) -> Iterator[Event | Began | EpochDone | CheckpointMissed | RunSaved]:
     """Go on with a fine-tuning that was cut off, from its last epoch; events as of ``execute``.
 
     Raises:
@@ -147,7 +149,7 @@ def _attempted(
     path: Path,
     stop: Callable[[], bool],
     allow_code: bool,
-) -> Iterator[Event | EpochDone | CheckpointMissed | RunSaved]:
+) -> Iterator[Event | Began | EpochDone | CheckpointMissed | RunSaved]:
     """Do what is planned. Of several processes the first has the attempt, writes it down and saves the run."""
     folder = path.parent / FOLDER / path.name
     memory: Memory = Files(folder, writes=attempt is not None) if folder.is_dir() else Forgetful()
@@ -172,19 +174,12 @@ def _attempted(
                     event.result.save(path)
                     attempt.discard()
                 yield event
-    except GeneratorExit:  # nobody wants it
-        if attempt:
-            attempt.discard()
-        raise
     except RunError:  # the disk is full, say: there is something to go on with once there is room
         raise
     except ISpaSPError:
         if attempt and attempt.empty:
             attempt.discard()
         raise
-    finally:
-        if attempt:
-            attempt.let_go()
     if attempt:
         yield RunSaved(path.name, path)
 

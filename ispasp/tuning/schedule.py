@@ -37,8 +37,8 @@ from ispasp.subject import Subject
 from ispasp.tuning import checkpoint
 from ispasp.tuning.loop import tune_steps
 from ispasp.tuning.memory import CheckpointMissed, Forgetful, Memory, Weights
-from ispasp.tuning.outcome import BlockByBlock, Outcome, result
-from ispasp.tuning.records import EpochDone, Tuned
+from ispasp.tuning.outcome import BlockByBlock, Outcome, beginning, result
+from ispasp.tuning.records import Began, EpochDone, Tuned
 from ispasp.tuning.request import TuneRequest, curve_of
 from ispasp.tuning.training_set import TrainingSet
 from ispasp.variant import Variant
@@ -58,7 +58,7 @@ def steps(
     memory: Memory | None = None,
     stop: Callable[[], bool] = lambda: False,
     allow_code: bool = False,
-) -> Iterator[Event | EpochDone | CheckpointMissed]:
+) -> Iterator[Event | Began | EpochDone | CheckpointMissed]:
     """Fine-tune a run; the last event is ``Finished`` with the result, whose settings and report tell of it.
 
     Args:
@@ -106,25 +106,28 @@ class _Schedule:
         self._epoch = TRAINING * len(training)
         self.total = max(1, self._work(len(self.blocks)) + request.settings.epochs * self._epoch)
         self.done = 0.0
+        self.working = False  # on what no earlier attempt has done
         self.clock = Clock()
         self.earlier = 0.0  # seconds of what an earlier attempt has done
 
     def run(
         self, notes: Sequence[str], lineage: Mapping[str, str]
-    ) -> Iterator[Event | EpochDone | CheckpointMissed]:
+    ) -> Iterator[Event | Began | EpochDone | CheckpointMissed]:
         run, request = self.given, self.request
         dense = yield from self._predicted(self.dense, "measuring the dense model")
         if request.by_block:
-            yield run.result.started
-            model = yield from self._by_block()
             before = dense
         else:
             model = self._start()
             before = yield from self._predicted(model, "measuring the model before")
+        yield beginning(run.result, request, evaluate.compare(dense, before, run.evaluation))
+        if request.by_block:
+            yield run.result.started
+            model = yield from self._by_block()
         last: Tuned | None = None
-        if request.settings.epochs and not self._stopping():
-            last = yield from self._tuned(model, "", request.settings.epochs)
+        if request.settings.epochs and (last := (yield from self._tuned(model, "", request.settings.epochs))):
             model = last.model
+        self.working = True
         after = yield from self._predicted(model, "measuring accuracy")
         measured = [evaluate.compare(dense, found, run.evaluation) for found in (before, after)]
         yield Progress(1.0, "finished")
@@ -162,8 +165,12 @@ class _Schedule:
         found = []
         for classes in evaluate.predictions(evaluate.copy_to(model, self.device), self.given.evaluation):
             found.append(classes)
-            yield Progress(min(1.0, self.done / self.total), doing)
+            yield self._progress(doing)
         return found
+
+    def _progress(self, doing: str) -> Progress:
+        """How far it is; 0 before the work goes on, for what is gone over takes no time and would pass for its pace."""
+        return Progress(min(1.0, self.done / self.total) if self.working else 0.0, doing)
 
     def _start(self) -> nn.Module:
         """The pruned model that is trained."""
@@ -207,13 +214,14 @@ class _Schedule:
                 model = self._rebuilt(empty, weights)
                 self._written(partial(self.memory.keep_pruned, self._record(), weights))
                 yield from self._missed()
-            if not self.blocks[stage].whole and not self._stopping():
+            if not self.blocks[stage].whole:
                 name = self.blocks[stage].block.name
                 tuned = yield from self._tuned(model, name, self.request.settings.after_block, stage)
-                self.so_far.curve += tuned.curve
-                if tuned.stopped and not self._stopping():
-                    self.so_far.stops.append(f"After block {name}: {tuned.stopped}")
-                model = self._rebuilt(empty, _weights(tuned.model))
+                if tuned:
+                    self.so_far.curve += tuned.curve
+                    if tuned.stopped and not self._stopping():
+                        self.so_far.stops.append(f"After block {name}: {tuned.stopped}")
+                    model = self._rebuilt(empty, _weights(tuned.model))
             self.done = self._work(stage + 1)
         return model
 
@@ -224,15 +232,15 @@ class _Schedule:
         settings = dataclasses.replace(self.given.settings.prune_settings(), distil=0, allocation="uniform")
         if wanted.whole:
             settings = dataclasses.replace(settings, reconstruct="none", recalibrate=False)
-        began = self.done
+        began, self.working = self.done, True
         with processes.shared():
             subject = Subject(model, self.given.calibration, [], self.device)
             variant = Variant(subject, 1.0, settings, [block.name], counts=[len(wanted.selected)])
             _check_same(variant.plan[0][0], block)
             for event in variant.events():
                 if isinstance(event, Progress):
-                    done = (began + event.done * PRUNING * self.examples) / self.total
-                    yield Progress(min(1.0, done), f"pruning {block.name}")
+                    self.done = began + event.done * PRUNING * self.examples
+                    yield self._progress(f"pruning {block.name}")
                 elif isinstance(event, BlockStarted):
                     event = dataclasses.replace(
                         event, block=block, index=wanted.index, total=len(self.blocks)
@@ -253,12 +261,18 @@ class _Schedule:
 
     def _tuned(
         self, model: nn.Module, name: str, epochs: int, stage: int | None = None
-    ) -> Generator[Progress | EpochDone | CheckpointMissed, None, Tuned]:
-        """Train for the epochs of one stage."""
+    ) -> Generator[Progress | EpochDone | CheckpointMissed, None, Tuned | None]:
+        """Train for the epochs of one stage; None where it was told to stop before the first of them."""
         number = len(self.blocks) if stage is None else stage
         began, work, settings = self.done, epochs * self._epoch, self.request.settings
         mark = checkpoint.fingerprint(model, self.dense, self.training, settings, name, epochs)
-        if state := self.memory.state(number, mark):
+        state = self.memory.state(number, mark)
+        # Epochs of an earlier attempt are taken up before a stop counts, else they would be lost.
+        if not processes.agreed(state is not None) and self._stopping():
+            return None
+        restored = 0.0
+        if state:
+            restored = state.epoch / epochs
             self.earlier += sum(done.seconds for done in state.curve)
             yield from state.curve
         training = tune_steps(
@@ -278,9 +292,10 @@ class _Schedule:
             while True:
                 event = next(training)
                 if isinstance(event, Progress):
+                    # At 1 it may be that there was nothing left to do.
+                    self.working = self.working or restored < event.done < 1
                     self.done = began + work * event.done
-                    where = f"{event.doing}, after block {name}" if name else event.doing
-                    event = Progress(min(1.0, self.done / self.total), where)
+                    event = self._progress(f"{event.doing}, after block {name}" if name else event.doing)
                 yield event
                 yield from self._missed()
         except StopIteration as end:

@@ -16,6 +16,7 @@ def type_number(page: Any, label: str, value: str) -> None:
     field.press("Enter")
 
 
+@pytest.mark.slow
 def test_a_budget_is_met_and_survives_a_refresh(
     visit: Callable[..., Any], shoot: Callable[[Any, str], None], check_access: Callable[[Any], None]
 ) -> None:

@@ -34,6 +34,7 @@ def read(page: Any) -> list[str]:
     return [said.inner_text(), *cards.all_inner_texts(), changed.inner_text()]
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_and_the_view_is_shared(
     visit: Callable[..., Any],
     runs_folder: Path,

@@ -16,6 +16,7 @@ from ispasp.run_settings import RunSettings
 expect = pytest.importorskip("playwright.sync_api").expect
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_checked_timed_and_reported(
     browser: Any,
     visit: Callable[..., Any],

@@ -263,6 +263,7 @@ def test_a_greedy_selection_that_is_distilled(visit: Visit, shoot: Shoot, check_
     check_access(page)
 
 
+@pytest.mark.slow
 def test_ctrl_enter_runs_and_iterations_can_be_compared(
     visit: Visit, shoot: Shoot, check_access: Check
 ) -> None:
