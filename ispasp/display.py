@@ -55,10 +55,16 @@ def watched(events: Iterable[Event]) -> Iterator[Event]:
         warnings.simplefilter("ignore")  # that ipywidgets are missing and that this is experimental
         from tqdm.auto import tqdm
 
+    class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+        def refresh(self, *_: Any, **__: Any) -> Any:
+            # When drawing fails, tqdm's own keeps the lock, and bars of other threads (torch has some) wait for ever.
+            with self.get_lock():
+                return super().refresh(nolock=True)
+
     form = "{percentage:3.0f}% |{bar}| {elapsed}<{remaining} {desc}"
     steps = iter(events)
     try:
-        with tqdm(total=1.0, bar_format=form, miniters=0) as bar:
+        with Bar(total=1.0, bar_format=form, miniters=0) as bar:
             for event in steps:
                 if isinstance(event, Progress):
                     bar.n = max(bar.n, min(1.0, event.done))

@@ -202,6 +202,7 @@ def test_only_data_that_fit_the_model_are_offered() -> None:
     assert app.selectbox(key="data").value == ""
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_and_uploaded_sentence_pairs(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     small_huggingface.saved(tmp_path / "bert", small_huggingface.BERT)

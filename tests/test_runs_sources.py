@@ -89,6 +89,7 @@ def test_a_torchvision_model_on_a_folder_of_images(tmp_path: Path) -> None:
     assert record.report["params_after"] < record.report["params_before"]
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_on_sentence_pairs(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     import small_huggingface

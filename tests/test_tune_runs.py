@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import shutil
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tqdm.auto import tqdm
 
 import ispasp
 from ispasp import narrative, store, unfinished
@@ -143,6 +145,22 @@ def test_a_progress_bar_that_cannot_be_written_costs_nothing_that_is_done(
     (left,) = tunings.find(tmp_path)
     assert left.epochs_done == 1
     assert equal(saved(tunings.resume(tmp_path, left.run_id, allow_code=True)), whole)
+
+
+def test_after_it_other_threads_can_draw_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    terminal.full = True
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("sys.stderr", terminal)
+        list(watched([Progress(0.5, "half")]))
+    free = threading.Event()
+
+    def draw() -> None:
+        with tqdm.get_lock():
+            free.set()
+
+    threading.Thread(target=draw, daemon=True).start()
+    assert free.wait(5)
 
 
 def test_one_that_was_resumed_can_be_discarded_at_any_moment(own: Path, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return execute(SETTINGS, tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_result(whole: Path, tmp_path: Path) -> None:
     finished = execute(replace(SETTINGS, model="mnist_mlp", reconstruct="none"), tmp_path)
     killed(SETTINGS, tmp_path)
@@ -96,8 +97,11 @@ def test_a_killed_run_goes_on_to_the_same_result(whole: Path, tmp_path: Path) ->
     "settings",
     [
         replace(SETTINGS, selector="ispasp", reconstruct="none", recalibrate=True, multiple=1),
-        replace(
-            SETTINGS, selector="ispasp", reconstruct="symmetric", model="cifar10_mobilenetv2", samples=16
+        pytest.param(
+            replace(
+                SETTINGS, selector="ispasp", reconstruct="symmetric", model="cifar10_mobilenetv2", samples=16
+            ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["none", "symmetric"],

@@ -141,6 +141,7 @@ def test_from_the_first_visit_to_the_downloaded_file(
     assert {Path(name).name for name in names} >= {"run.json", "model.safetensors", "model.onnx"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dark", "width"), [(True, 1280), (False, 1920), (True, 1920)])
 def test_a_saved_run_in_both_themes_and_widths(
     visit: Visit, saved_run: str, shoot: Shoot, check_access: Check, dark: bool, width: int
@@ -154,6 +155,7 @@ def test_a_saved_run_in_both_themes_and_widths(
     assert wide <= 0, "the page scrolls sideways"
 
 
+@pytest.mark.slow
 def test_a_click_in_the_map_looks_into_that_channel(visit: Visit, saved_run: str, shoot: Shoot) -> None:
     page = visit(f"/?run={saved_run}", height=1400)
     wait_for(page, status(page), "Finished in")
@@ -171,6 +173,7 @@ def test_a_click_in_the_map_looks_into_that_channel(visit: Visit, saved_run: str
     shoot(page, "7_inspector")
 
 
+@pytest.mark.slow
 def test_the_runs_page_opens_a_run(visit: Visit, saved_run: str, shoot: Shoot, check_access: Check) -> None:
     page = visit(f"/runs?runs_find={saved_run}", dark=True)  # a deep link, as from a bookmark
     page.set_default_timeout(30_000)
@@ -200,6 +203,7 @@ def test_a_wrong_keep_ratio_is_one_sentence_by_the_field(
     check_access(page)
 
 
+@pytest.mark.slow
 def test_a_block_may_have_a_keep_ratio_of_its_own(visit: Visit, shoot: Shoot) -> None:
     page = visit("/?model=mnist_mlp")
     wait_for(page, page, "1. Press Run")
