@@ -39,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ISpaSPError as error:
         return _ended(str(error), 2)
     except KeyboardInterrupt:
-        return _ended(
-            f"interrupted; nothing was left half-written, and {commands.what_goes_on(options)}.", 130
-        )
+        return _ended(f"interrupted; nothing was left half-written; {commands.what_goes_on(options)}", 130)
     return 0
 
 

@@ -158,8 +158,8 @@ def resume(options: argparse.Namespace) -> None:
         found = next((one for one in sweeps.unfinished(path.parent) if one.id == path.name), None)
         if found is None:
             raise RunError(
-                f"The sweep {path.name} is being worked on, or nobody can read its plan: stop it first, or discard it "
-                f"('{unfinished.command_of(path)} --discard')."
+                f"The sweep {path.name} is being worked on, or nobody can read its plan. Stop it first, or discard it: "
+                f"{unfinished.command_of(path)} --discard"
             )
         steps = sweeps.execute(found.settings, path.parent, id=found.id, allow_code=True)
         _report_saved(watch(steps), options.json)
@@ -199,6 +199,7 @@ def _begun(path: Path) -> ModuleType | None:
     """The module that discards what was begun and was to lie at ``path``; None where nothing was."""
     folder, name = path.parent, inside(path.parent, path.name).name
     for kind, place in ((tuning_runs, TUNING), (unfinished, unfinished.FOLDER)):
+        unfinished.begun(folder, place)  # removes what is left of work whose run is saved
         if (folder / place / name).is_dir():
             return kind
     return sweeps if sweeps.is_begun(folder, name) else None
@@ -210,8 +211,8 @@ def what_goes_on(options: argparse.Namespace) -> str:
         out, name = getattr(options, "out", None), getattr(options, "id", None)
         path = _cut_off(name)[0] if name else out
         if path and _begun(path):
-            return f"'{unfinished.command_of(path)}' goes on with it"
-    return "'python -m ispasp resume' lists what can go on"
+            return f"to go on with it: {unfinished.command_of(path)}"
+    return "what can go on is listed by: python -m ispasp resume"
 
 
 def _report_saved(events: Iterable[Any], as_json: bool) -> None:

@@ -13,6 +13,7 @@ import os
 import secrets
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -90,8 +91,8 @@ class Claim:
             self._lock.release()
             resume = command_of(folder.parent.parent / folder.name)
             raise RunError(
-                f"The interrupted run {self.run_id} cannot be taken up ({error}): discard it ('{resume} --discard') "
-                "and run again."
+                f"The interrupted run {self.run_id} cannot be taken up ({error}); discard it and run again: {resume} "
+                "--discard"
             ) from error
 
     def read_plan(self) -> None:
@@ -215,8 +216,8 @@ def begin_at(folder: Path, plan: Mapping[str, Any]) -> None:
     if folder.is_dir():
         resume = command_of(folder.parent.parent / folder.name)
         raise RunError(
-            f"{folder.name} was begun already and is not finished: go on with it ('{resume}'), discard it ('{resume} "
-            "--discard'), or choose another name."
+            f"{folder.name} was begun already and is not finished; choose another name, go on with it, or discard it "
+            f"(--discard behind the same command): {resume}"
         )
     written(folder, lambda: folder.mkdir(parents=True))
     try:
@@ -231,7 +232,8 @@ def command_of(path: Path) -> str:
     name = path.name
     if path.parent.resolve() != store.default_folder().resolve():
         name = str(path) if path.parent != Path() else os.path.join(os.curdir, path)  # noqa: PTH118
-    return f"python -m ispasp resume {shlex.quote(name)}"
+    quoted = subprocess.list2cmdline([name]) if os.name == "nt" else shlex.quote(name)
+    return f"python -m ispasp resume {quoted}"
 
 
 def find(runs_folder: Path) -> list[Unfinished]:

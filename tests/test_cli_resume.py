@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ispasp import cli, runs, store, sweeps, unfinished
 from ispasp.run_settings import RunSettings
 from ispasp.runs import RunSaved
 from ispasp.tuning import runs as tunings
+from ispasp.tuning.attempt import FOLDER as TUNING
 from ispasp.tuning.attempt import Files
 from tests.small_tuned_runs import equal, own_run, quick, tuned
 
@@ -56,7 +58,7 @@ def ctrl_c(after: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def commands(printed: str) -> list[list[str]]:
     """The commands that a message names, without ``python -m ispasp``."""
-    return [shlex.split(found) for found in re.findall(r"python -m ispasp (resume .*?)'(?=[ )])", printed)]
+    return [shlex.split(found) for found in re.findall(r"python -m ispasp (resume .*)", printed)]
 
 
 @pytest.mark.parametrize("out", ["runs/mine", "mine", "elsewhere/mine", "ABSOLUTE/mine"])
@@ -80,13 +82,24 @@ def test_what_was_interrupted_goes_on_by_the_command_that_is_named(
         assert commands(capsys.readouterr().err) == [go_on]
     assert cli.main(command) == 2  # it is not begun twice
     said = capsys.readouterr().err
-    assert commands(said) == [go_on, [*go_on, "--discard"]] and "was begun already" in said
+    assert commands(said) == [go_on] and "was begun already" in said
     assert cli.main([*go_on, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     saved = Path(printed["out"] if kind == "finetune" else printed["runs"][0]["out"])
     assert saved.resolve() == Path(out).resolve() and cli.main(go_on) == 2
     if kind == "finetune":
         assert equal(saved, tuned(own, quick(), here / "whole"))
+
+
+@pytest.mark.parametrize("kind", ["prune", "finetune"])
+def test_what_is_saved_is_not_gone_on_with(kind: str, own: Path, here: Path, capsys: Any) -> None:
+    """The process was killed between the saving and the tidying up."""
+    place = here / "runs" / {"prune": unfinished.FOLDER, "finetune": TUNING}[kind] / own.name
+    place.mkdir(parents=True)
+    (place / unfinished.PLAN).write_text("{}")
+    shutil.copytree(own, here / "runs" / own.name)
+    assert cli.main(["resume", own.name]) == 2
+    assert "Nothing called" in capsys.readouterr().err and not place.exists()
 
 
 def test_a_name_is_looked_up_in_the_runs_folder_first(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -363,3 +363,6 @@ def test_noise_has_no_labels_and_says_so():
     assert len(found.set) == 2000 and not found.set.labelled
     assert "training towards the dense model on noise says nothing about accuracy" in found.notes[0]
     assert len(load("noise", small, (), 10, examples=7).set) == 7
+    trained = load("noise", small, (), 10, examples=100, evaluation=50, calibration=32)
+    opened = datasets.load(datasets.parse("noise"), small, (), outputs=10, samples=32, seed=0, evaluation=50)
+    assert torch.equal(torch.cat(trained.evaluation), torch.cat(opened.evaluation))

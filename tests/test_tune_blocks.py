@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import ispasp
+from ispasp.errors import RunError
 from ispasp.models import load, parse
 from ispasp.records import BlockPruned, BlockStarted, Iteration, Started
 from ispasp.result import load_record
@@ -136,6 +137,21 @@ def test_a_disk_full_after_a_block_is_told_and_an_older_place_is_gone_on_from(
     assert equal(saved(tunings.resume(tmp_path, left.run_id, allow_code=True)), own_by_block[0])
     stopped = saved(tunings.resume(tmp_path / "again", left.run_id, allow_code=True, stop=lambda: True))
     assert load_record(stopped).report["tuning"]["epochs_done"] == 3
+
+
+def test_epochs_behind_a_block_that_was_pruned_to_other_digits_are_made_again(
+    own: Path, tmp_path: Path
+) -> None:
+    """As on another machine, where the disk was too full for the pruning and not for the epochs."""
+    begun(own, paper(), tmp_path, 5)
+    (left,) = tunings.find(tmp_path)
+    files = attempt.Files(tmp_path / attempt.FOLDER / left.run_id)
+    with pytest.raises(RunError, match="of another model"):
+        files.state(1, "other digits")
+    record, weights = files.pruned()
+    shutil.rmtree(files.folder / "stage-0001")
+    files.keep_pruned(record, weights)
+    assert files.state(1, "other digits") is None
 
 
 def test_what_was_held_out_is_told_where_all_epochs_were_after_blocks(own: Path, tmp_path: Path) -> None:

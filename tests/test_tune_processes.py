@@ -82,7 +82,7 @@ def test_all_must_be_given_the_same(folder: Path) -> None:
     assert said[0].pop("read") == "66"
     assert said[0].pop("nothing") == said[0].pop("last digits") == "nothing"
     expected = (
-        "RunError: The 2 processes were given different models, settings, training or evaluation data; seed them "
+        "SettingError: The 2 processes were given different models, settings, training or evaluation data; seed them "
         "alike, so that each reads the same examples in the same order."
     )
     names = ["model", "dense", "settings", "order", "one example", "one label", "files", "evaluation", "door"]

@@ -90,9 +90,7 @@ def _interrupted(folder: Path) -> None:
     if not found:
         return
     with st.container(border=True, key="tune_interrupted"):
-        st.markdown(
-            "**Interrupted.** The app or the machine ended while this was under way; what was done is kept."
-        )
+        st.markdown("**Interrupted.** This ended before it was finished; what was done is kept.")
         for one in found:
             runs_interrupted.tuning_row(one, moment, _resume, _discard)
 

@@ -27,6 +27,8 @@ _ROOM = 355  # of the sentence and the charts, kept free for them so that nothin
 
 def line(snapshot: Snapshot) -> str:
     """How it goes, with the block that it is at."""
+    if snapshot.state is State.CANCELLED and snapshot.started is None:
+        return f"**{escaped(snapshot.title)}**: stopped before it began; the run itself is as it was"
     if snapshot.state is State.CANCELLED:
         return f"**{escaped(snapshot.title)}**: discarded; the run itself is as it was"
     if snapshot.state is State.FAILED:

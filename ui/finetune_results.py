@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from ispasp import comparison
 from ispasp.errors import ISpaSPError
 from ispasp.narrative import duration, percent, tuned_sentence, tuned_words
 from ispasp.result import RunRecord
@@ -75,7 +74,7 @@ def draw(run: RunSummary, results: Sequence[RunSummary], known: Sequence[RunSumm
         st.error(escaped(str(problem)))
         return
     parent = next((other for other in known if other.run_id == one.lineage.get("tuned")), None)
-    _sentences(record, one, parent)
+    _sentences(record)
     _buttons(record, one, run, parent)
     if record.report["tuning"]["curve"]:
         st.plotly_chart(
@@ -85,13 +84,13 @@ def draw(run: RunSummary, results: Sequence[RunSummary], known: Sequence[RunSumm
             alt="Accuracy and losses by epoch",
         )
     if len(there) > 1:
-        _table(results, run, known)
+        _table(results, run)
 
 
-def _sentences(record: RunRecord, one: RunSummary, parent: RunSummary | None) -> None:
+def _sentences(record: RunRecord) -> None:
     report = record.report
     tuning = report["tuning"]
-    before = _before(one, parent)
+    before = _before(report)
     st.subheader(gained(report, before), anchor=False, help=HELP["accuracy"])
     said = tuned_sentence({"tuning": {**tuning, "stopped": ""}})  # the accuracy is said above
     st.markdown(
@@ -143,10 +142,9 @@ def _title(one: RunSummary, run: RunSummary) -> str:
     return f"{tuned_words(one.settings)}, {moment(one.finished_at)}{own}"
 
 
-def _table(results: Sequence[RunSummary], run: RunSummary, known: Sequence[RunSummary]) -> None:
+def _table(results: Sequence[RunSummary], run: RunSummary) -> None:
     """All of them, for the control beside the others."""
-    parents = {one.run_id: one for one in known}
-    rows = [_row(one, one.report, parents.get(one.lineage.get("tuned", ""))) for one in results]
+    rows = [_row(one.report) for one in results]
     st.dataframe(
         pd.DataFrame(
             [{"Fine-tuning": _title(one, run), **row} for one, row in zip(results, rows, strict=True)]
@@ -167,10 +165,10 @@ def _table(results: Sequence[RunSummary], run: RunSummary, known: Sequence[RunSu
     )
 
 
-def _row(one: RunSummary, report: Mapping[str, Any], parent: RunSummary | None) -> dict[str, str | None]:
+def _row(report: Mapping[str, Any]) -> dict[str, str | None]:
     tuning = report["tuning"]
     accuracy, agreement = report.get("accuracy_after"), report.get("agreement")
-    before = _before(one, parent)
+    before = _before(report)
     return {
         "Before": None if before is None else percent(before),
         "Accuracy": None if accuracy is None else percent(accuracy),
@@ -182,25 +180,9 @@ def _row(one: RunSummary, report: Mapping[str, Any], parent: RunSummary | None) 
     }
 
 
-def _before(one: RunSummary, parent: RunSummary | None) -> float | None:
-    """Accuracy before, or agreement where accuracy is unknown, on the examples that the result was measured on.
-
-    Of a fine-tuning that began with the dense model it is that of the run before, where this was measured on the same.
-    """
-    tuning = one.report["tuning"]
-    known = one.report.get("accuracy_after") is not None
-    if not tuning["after_block"]:
-        value = tuning["accuracy_before" if known else "agreement_before"]
-    elif parent is None or not _same_examples(one, parent):
-        return None
-    else:
-        value = parent.report.get("accuracy_after" if known else "agreement")
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def _same_examples(one: RunSummary, other: RunSummary) -> bool:
-    try:
-        comparison.check_same_examples(library.open_run(one.run_id), library.open_run(other.run_id))
-    except ISpaSPError:
-        return False
-    return True
+def _before(report: Mapping[str, Any]) -> float | None:
+    """Accuracy of the run that was fine-tuned, or agreement where accuracy is unknown; None where it was measured on
+    other examples."""
+    tuning, what = report["tuning"], "agreement" if report.get("accuracy_after") is None else "accuracy"
+    value: float | None = tuning.get(f"run_{what}") if tuning["after_block"] else tuning[f"{what}_before"]
+    return value

@@ -30,7 +30,7 @@ def noise(preparation: ImagePreparation, request: Request) -> Data:
         CalibrationError: too many for memory.
     """
     samples = NOISE_EXAMPLES if request.samples == EVERYTHING else request.samples
-    evaluated = min(request.evaluation, samples)
+    evaluated = min(request.evaluation, request.calibration or samples)
     check_size(preparation, samples + evaluated, request.purpose)
     calibration = _batches(preparation, samples, request.seed)
     # Other low bits: the generator looks at no more than those.

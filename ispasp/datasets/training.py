@@ -61,9 +61,10 @@ def load_training(
     """Training examples of a source and others to evaluate on.
 
     The same source, numbers and seed give the same. Evaluation examples are drawn as ``datasets.load`` draws them,
-    and never trained on, nor are their copies; where both come from one pool they are at most a fifth of it, so they
-    may be fewer than those of ``load``, and the rest of these may be trained on: measure before and after on those
-    given here. Asked for so many, ``load`` gives the very same.
+    and never trained on, nor are their copies (of batches from a Python file these are only told of). Where both come
+    from one pool they are at most a fifth of it, or what ``examples`` leaves: so they may be fewer than those of
+    ``load``, and the rest of these may be trained on. Measure before and after on those given here; asked for so many,
+    ``load`` gives the very same.
 
     Args:
         source: where the data come from. Images of folders, archives and ImageNet that take more than ``MEMORY_BYTES``

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ispasp import processes
 from ispasp.calibration import Batch
-from ispasp.errors import RunError
+from ispasp.errors import SettingError
 from ispasp.records import Progress
 from ispasp.tuning import checkpoint
 from ispasp.tuning.drawing import generator_of
@@ -39,7 +39,7 @@ def check_alike(
         settings: all else that must be the same, ready for JSON.
 
     Raises:
-        RunError: they were not; then every one of them raises it.
+        SettingError: they were not; then every one of them raises it.
         ProcessError: another process has ended.
     """
     if processes.here().size == 1:
@@ -54,7 +54,7 @@ def check_alike(
             found.add(checkpoint.named(batch))
             yield doing
     if not found.same():
-        raise RunError(
+        raise SettingError(
             f"The {processes.here().size} processes were given different models, settings, training or evaluation "
             "data; seed them alike, so that each reads the same examples in the same order."
         )

@@ -82,6 +82,7 @@ class Files:
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
+        self._pruned_again: int | None = None
 
     def _stages(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("stage-*") if path.is_dir())
@@ -112,7 +113,8 @@ class Files:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-        # Epochs of this stage are there where the disk was too full for its pruning, which is made again.
+        # Epochs of this stage are there where the disk was too full for its pruning, which was made again.
+        self._pruned_again = stage
         epochs = (path for path in self.folder.glob("epochs-*") if path.name < self._epochs(stage).name)
         before = [*self._stages(), *epochs]
         unfinished.written(self.folder, write)
@@ -121,7 +123,12 @@ class Files:
 
     def state(self, stage: int, fingerprint: str) -> TuneState | None:
         """As in ``Memory``. Raises RunError where it is damaged, or of something else."""
-        return checkpoint.read(self._epochs(stage), fingerprint)
+        try:
+            return checkpoint.read(self._epochs(stage), fingerprint)
+        except RunError:
+            if stage == self._pruned_again:  # to other last digits: its epochs are made again as well
+                return None
+            raise
 
     def keep_state(self, stage: int, state: TuneState) -> None:
         """As in ``Memory``. Raises RunError where the disk is full."""

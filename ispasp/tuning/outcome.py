@@ -94,7 +94,10 @@ def result(
         lineage: what the result belongs to.
     """
     earlier = _earlier(parent, request)
+    began = beginning(parent, request, outcome.before)
     tuning = _tuning(request, outcome) | {"earlier": len(earlier)}
+    if request.by_block:  # what it began with is the dense model
+        tuning |= {"run_accuracy": began.accuracy, "run_agreement": began.agreement}
     report = parent.report | evaluate.report(outcome.after) | {"tuning": tuning}
     seen = [*parent.settings.get("notes", ()), *notes]
     if parent.predictions and outcome.after and not _same_examples(parent.predictions, outcome.after):

@@ -164,7 +164,7 @@ def check_report(report: object) -> None:
             raise ValueError(f"its fine-tuning has no text for {key}")
     if not is_number(report.get("seconds")) or report["seconds"] < 0:
         raise ValueError("its fine-tuning has no number for seconds")
-    for key in ("accuracy_before", "agreement_before"):
+    for key in ("accuracy_before", "agreement_before", "run_accuracy", "run_agreement"):
         _check_share(key, report.get(key))
     if not isinstance(report.get("curve"), list):
         raise ValueError("its fine-tuning has no curve")
