@@ -251,7 +251,7 @@ def test_a_damaged_plan_is_refused(tmp_path: Path, damage: str) -> None:
     (place / "plan.json").write_text(damage)
     assert tunings.find(tmp_path) == []
     with pytest.raises(
-        RunError, match="discard it .'python -m ispasp resume .*one --discard'. and run again"
+        RunError, match="discard it and run again: python -m ispasp resume .*one --discard$"
     ):
         list(tunings.resume(tmp_path, "one"))
 
@@ -312,7 +312,7 @@ def test_data_that_fail_in_a_later_epoch_cost_nothing_that_is_done(
 
 def test_what_was_begun_under_a_name_is_not_begun_again(own: Path, tmp_path: Path) -> None:
     cut_off(tunings.execute(own, quick(), tmp_path, path=tmp_path / "mine", allow_code=True), 1)
-    with pytest.raises(RunError, match=f"resume {tmp_path}/mine'"):
+    with pytest.raises(RunError, match=f"resume {tmp_path}/mine$"):
         list(tunings.execute(own, quick(), tmp_path, path=tmp_path / "mine", allow_code=True))
     (left,) = tunings.find(tmp_path)
     assert (left.run_id, left.epochs_done) == ("mine", 1)
