@@ -250,9 +250,7 @@ def test_a_damaged_plan_is_refused(tmp_path: Path, damage: str) -> None:
     place.mkdir(parents=True)
     (place / "plan.json").write_text(damage)
     assert tunings.find(tmp_path) == []
-    with pytest.raises(
-        RunError, match="discard it and run again: python -m ispasp resume .*one --discard$"
-    ):
+    with pytest.raises(RunError, match="discard it and run again: python -m ispasp resume .*one --discard$"):
         list(tunings.resume(tmp_path, "one"))
 
 
