@@ -206,7 +206,7 @@ class _Run:
                 elif isinstance(event, RunSaved):
                     run_id = event.run_id
                     yield event
-        except Discarded as unwanted:
+        except Discarded as unwanted:  # thrown at a yield of ours, so the run under way is told
             steps.throw(unwanted)
         self.dense = {what: report[f"{what}_before"] for what in ("macs", "params", "accuracy")}
         measured = {what: report[f"{what}_after"] for what in ("macs", "params", "accuracy")}

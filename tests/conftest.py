@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,15 @@ def resnet20_batches() -> list[tuple[Tensor, Tensor]]:
     card = zoo.card("cifar10_resnet20")
     images = data.choose(data.sample_images(card.dataset, "calibration"), 128, seed=0)
     return data.batches(images, card.mean, card.std)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run of a Python file, pruned to half, to be fine-tuned."""
+    from tests.small_tuned_runs import own_run
+
+    torch.set_num_threads(1)
+    return own_run(tmp_path_factory.mktemp("own"), keep=0.5)
 
 
 def settle_batch_norm(model: nn.Module, batches: list[Tensor]) -> nn.Module:

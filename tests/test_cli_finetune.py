@@ -20,7 +20,7 @@ from ispasp.result import load_record
 from ispasp.tuning import runs as tunings
 from ispasp.tuning.commands import stopped_by_hand
 from tests.shared_work import ended, launch
-from tests.small_tuned_runs import equal, own_run, paper, sample_run, tuned, weights
+from tests.small_tuned_runs import equal, paper, sample_run, tuned, weights
 
 SHORT = shlex.split("--epochs 2 --batch-size 16 --learning-rate 0.002 --train-examples 80 --device cpu")
 BY_BLOCK = shlex.split(
@@ -32,12 +32,6 @@ BY_BLOCK = shlex.split(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     return sample_run(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return own_run(tmp_path_factory.mktemp("own"), keep=0.5)
 
 
 @pytest.fixture

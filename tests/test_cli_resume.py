@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ispasp import cli, runs, store, sweeps, unfinished
 from ispasp.run_settings import RunSettings
@@ -20,17 +19,11 @@ from ispasp.runs import RunSaved
 from ispasp.tuning import runs as tunings
 from ispasp.tuning.attempt import FOLDER as TUNING
 from ispasp.tuning.attempt import Files
-from tests.small_tuned_runs import equal, own_run, quick, tuned
+from tests.small_tuned_runs import equal, quick, tuned
 
 SETTINGS = RunSettings("mnist_mlp", keep=0.2, samples=32, evaluation=50, device="cpu")
 PRUNE = shlex.split("prune mnist_mlp --keep 0.2 --samples 32 --evaluation 50 --device cpu")
 TUNE = shlex.split("--epochs 2 --batch-size 16 --learning-rate 0.002 --train-examples 80 --device cpu")
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return own_run(tmp_path_factory.mktemp("own"), keep=0.5)
 
 
 @pytest.fixture

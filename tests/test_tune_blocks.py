@@ -23,12 +23,6 @@ from tests.small_tuned_runs import begun, cut_off, equal, full, own_run, paper, 
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return own_run(tmp_path_factory.mktemp("own"), keep=0.5)
-
-
-@pytest.fixture(scope="module")
 def own_by_block(own: Path) -> tuple[Path, list[Any]]:
     """The two blocks pruned and trained one after the other: the run, and its events."""
     events = told(tunings.execute(own, paper(), own.parent, allow_code=True))

@@ -7,22 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ispasp.records import BlockPruned, Progress
 from ispasp.result import load_record
 from ispasp.tuning import runs as tunings
 from ispasp.tuning.records import EpochDone
 from ispasp.tuning.request import TuneRequest, curve_of
-from tests.small_tuned_runs import begun, cut_off, equal, own_run, paper, quick, saved
+from tests.small_tuned_runs import begun, cut_off, equal, paper, quick, saved
 
 QUICK, PAPER = quick(), paper()
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return own_run(tmp_path_factory.mktemp("own"), keep=0.5)
 
 
 def progress(events: Iterator[Any]) -> list[Progress]:

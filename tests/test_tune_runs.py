@@ -37,7 +37,6 @@ from tests.small_tuned_runs import (
     cut_off,
     equal,
     full,
-    own_run,
     quick,
     sample_run,
     saved,
@@ -51,12 +50,6 @@ from tests.small_tuned_runs import (
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     return sample_run(tmp_path_factory.mktemp("sample"))
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return own_run(tmp_path_factory.mktemp("own"), keep=0.5)
 
 
 def test_what_is_saved_comes_back(sample: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
 
 from ispasp import narrative
 from ispasp.errors import CalibrationError
@@ -15,12 +14,6 @@ from ispasp.tuning import runs as tunings
 from ispasp.tuning.records import Began
 from ispasp.tuning.request import TuneRequest
 from tests.small_tuned_runs import own_run, paper, quick, tuned
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return own_run(tmp_path_factory.mktemp("own"), keep=0.5)
 
 
 def test_without_labels_the_dense_model_teaches_alone(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def draw(
     spared = _spared(len(pool), request) if other is None else 0
     training = request.purpose == "training"
     count = request.calibration if training else request.samples
-    most = _measured(len(pool), request) if training and other is None else request.evaluation
+    most = request.measured(len(pool)) if training and other is None else request.evaluation
     first, seen, used, _ = _take(order[: len(order) - spared], count, read, frozenset())
     rest = order[used:][::-1] if other is None else shuffled(other, request.seed)
     evaluation, apart, tried, copies = _take(rest, most, read, seen)
@@ -141,11 +141,6 @@ def draw(
             )
     # The number to evaluate with is a default more often than a wish.
     return first, evaluation, notes + request.fewer(len(first), what)
-
-
-def _measured(pool: int, request: Request) -> int:
-    """How many examples of a shared pool a trained run is measured on: no more than leave enough to train on."""
-    return min(request.evaluation, max(1, pool // 5, pool - request.samples))
 
 
 def _spared(pool: int, request: Request) -> int:

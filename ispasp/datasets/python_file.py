@@ -116,9 +116,8 @@ def _training(stream: Iterator[Any], request: Request) -> tuple[list[Batch], lis
     if total <= request.calibration:
         training, evaluation = _share(found, request.evaluation)
     else:
-        spare = max(1, total // 5, total - request.samples)
         before, after = _cut(found, request.calibration)
-        evaluation, after = _cut(after, min(request.evaluation, spare))
+        evaluation, after = _cut(after, request.measured(total))
         training = [*before, *after]
     return _cut(training, request.samples)[0], evaluation
 

@@ -77,6 +77,10 @@ class Request:
         """How many classes there are to label with, where known."""
         return self.outputs or len(self.model_classes) or None
 
+    def measured(self, pool: int) -> int:
+        """Of how many examples a trained run is measured, where one pool is trained on as well: few enough to train."""
+        return min(self.evaluation, max(1, pool // 5, pool - self.samples))
+
     def fewer(self, found: int, what: str) -> list[str]:
         """A note where so many samples are fewer than were asked for; ``what`` they are, in the plural."""
         if found >= self.samples or self.samples == EVERYTHING:
